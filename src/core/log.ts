@@ -61,6 +61,8 @@ export interface EventLog {
    * @returns `undefined` where there is no such room.
    */
   read(tenant: string, room: string, range: Range): Promise<(RoomHead & { events: EventRecord[] }) | undefined>;
+  /** One room, or `undefined` where there is none. */
+  summary(tenant: string, room: string): Promise<RoomSummary | undefined>;
   /** Rooms by name after `cursor`. */
   list(tenant: string, cursor: string | undefined, limit: number): Promise<RoomSummary[]>;
   /** Erases the room, its events and runs. A later room of that name has another epoch. @returns whether it was there. */

@@ -1,0 +1,383 @@
+import type { JoinFrom, ResyncReason } from '../protocol/commands.js';
+import { encodePush, eventFrame, type Frame } from '../protocol/frames.js';
+import { MAX_HISTORY_LIMIT, type Position } from '../protocol/primitives.js';
+import type { Clock } from './clock.js';
+import { type RoomKey, roomOf, tenantOf } from './keys.js';
+import type { EventLog, RoomHead } from './log.js';
+import { Ring } from './ring.js';
+import type { Logger, Metrics } from './telemetry.js';
+import type { Outlet, Viewer } from './viewer.js';
+
+export interface FeedLimits {
+  ringBytes: number;
+  gapRepairMs: number;
+  /** Non-event output kept for one reader while its replay runs, in characters. */
+  replayBufferBytes: number;
+}
+
+export interface FeedDeps {
+  log: EventLog;
+  outlet: Outlet;
+  clock: Clock;
+  metrics: Metrics;
+  logger: Logger;
+  limits: FeedLimits;
+}
+
+/** Where a reader was put. `position` is what it has; the first event it gets is `position.seq + 1`. */
+export interface Attached {
+  position: Position;
+  resumed: boolean;
+  resync?: { reason: ResyncReason };
+  head: number;
+}
+
+/** What a reader has, while it is being brought up to the head. */
+interface Replay {
+  cursor: number;
+  /** Chunks, states and broadcasts that came meanwhile. */
+  held: Frame[];
+  heldBytes: number;
+}
+
+/** Events of one announcement that wait for an earlier one. Past this the log has them anyway. */
+const MAX_WAITING = 10_000;
+/** Characters sent to one reader before its buffer is asked again. */
+const REPLAY_PAGE_BYTES = 128 * 1024;
+const REPAIR_RETRY_MS = 250;
+
+/**
+ * The events of one room on one gateway, in order. Live delivery, resume and repair are one path: whatever
+ * arrives, readers get `head + 1` next (FEED1). The bus may lose, reorder or repeat; the log has the truth.
+ */
+export class Feed {
+  readonly key: RoomKey;
+  readonly #deps: FeedDeps;
+  readonly #ring: Ring;
+  readonly #live = new Set<Viewer>();
+  readonly #replays = new Map<Viewer, Replay>();
+  readonly #waiting = new Map<number, Frame>();
+  /** Pages of the log on their way, by the seq they start after: readers that need the same page share it. */
+  readonly #pages = new Map<number, Promise<{ frames: Frame[]; head: RoomHead } | undefined>>();
+  #epoch: string;
+  #head: number;
+  #floor: number;
+  /** The greatest seq known to exist. */
+  #known: number;
+  #cancelRepair: (() => void) | undefined;
+  #repairing: Promise<void> | undefined;
+  #ringFilled = false;
+  #closed = false;
+
+  constructor(key: RoomKey, start: RoomHead, deps: FeedDeps) {
+    this.key = key;
+    this.#deps = deps;
+    this.#epoch = start.epoch;
+    this.#head = start.head;
+    this.#known = start.head;
+    this.#floor = start.floor;
+    this.#ring = new Ring(deps.limits.ringBytes);
+    this.#ring.reset(start.head + 1);
+  }
+
+  get epoch(): string {
+    return this.#epoch;
+  }
+
+  get head(): number {
+    return this.#head;
+  }
+
+  get ringBytes(): number {
+    return this.#ring.bytes;
+  }
+
+  get viewers(): number {
+    return this.#live.size + this.#replays.size;
+  }
+
+  /** An event from the log, the bus or this gateway's own writer, in any order and any number of times. */
+  receive(epoch: string, seq: number, frame: Frame): void {
+    if (epoch !== this.#epoch || seq <= this.#head) return;
+    if (seq > this.#head + 1) {
+      if (this.#waiting.size < MAX_WAITING) this.#waiting.set(seq, frame);
+      this.expect(seq, 'gap');
+      return;
+    }
+    this.#deliver(frame);
+    for (let next = this.#waiting.get(this.#head + 1); next; next = this.#waiting.get(this.#head + 1)) {
+      this.#waiting.delete(this.#head + 1);
+      this.#deliver(next);
+    }
+  }
+
+  /** The room is known to hold `seq`; if it has not arrived soon, it is read from the log. */
+  expect(seq: number, cause: 'gap' | 'head_check'): void {
+    if (seq <= this.#head || this.#closed) return;
+    this.#known = Math.max(this.#known, seq);
+    if (this.#cancelRepair || this.#repairing) return;
+    this.#scheduleRepair(this.#deps.limits.gapRepairMs, cause);
+  }
+
+  /** Sends what is no event to every reader; those in replay get it after their replay. */
+  push(frame: Frame, except?: Viewer): void {
+    this.#deps.outlet.publish(this.key, frame, except);
+    for (const [viewer, replay] of this.#replays) {
+      if (viewer === except) continue;
+      replay.held.push(frame);
+      replay.heldBytes += frame.length;
+      if (replay.heldBytes <= this.#deps.limits.replayBufferBytes) continue;
+      this.detach(viewer);
+      this.#deps.metrics.add('slow_closes', {});
+      viewer.close('slow_consumer', 'You read more slowly than the room talks. Come back with your position.');
+    }
+  }
+
+  /**
+   * Attaches a reader. `attached` is called once, before anything is sent; then come the events after its position,
+   * replay and live without a seam. A reader that attaches again starts over from the new position.
+   */
+  attach(viewer: Viewer, from: JoinFrom, attached: (result: Attached) => void): void {
+    this.detach(viewer);
+    const start = this.#startOf(from);
+    if (start.resync) this.#deps.metrics.add('resyncs', { reason: start.resync.reason });
+    const replay: Replay = { cursor: start.position.seq, held: [], heldBytes: 0 };
+    this.#replays.set(viewer, replay);
+    attached(start);
+    if (!this.#advance(viewer, replay)) void this.#replay(viewer, replay);
+  }
+
+  detach(viewer: Viewer): boolean {
+    if (this.#live.delete(viewer)) {
+      viewer.unfollow(this.key);
+      return true;
+    }
+    return this.#replays.delete(viewer);
+  }
+
+  has(viewer: Viewer): boolean {
+    return this.#live.has(viewer) || this.#replays.has(viewer);
+  }
+
+  /**
+   * Compares with the room's head as the log had it. `seenHead` is this feed's head before the log was asked: a
+   * log that is behind it has lost events that readers have.
+   */
+  compare(log: RoomHead, seenHead: number): void {
+    if (log.epoch !== this.#epoch) this.#rebase(log, 'epoch_changed');
+    else if (log.head < seenHead) this.#rebase(log, 'position_ahead');
+    else {
+      this.#floor = Math.max(this.#floor, log.floor);
+      if (this.#head < this.#floor) this.#rebase(log, 'position_too_old');
+      else this.expect(log.head, 'head_check');
+    }
+  }
+
+  /** Reads what is known to exist and has not arrived, now. Resolves also when the log cannot be read. */
+  async catchUp(): Promise<void> {
+    this.#cancelRepair?.();
+    this.#cancelRepair = undefined;
+    this.#startRepair('head_check');
+    await this.#repairing;
+  }
+
+  /** Drops the ring to free memory; readers that need old events are then served from the log. */
+  forget(): void {
+    this.#ring.reset(this.#head + 1);
+    this.#ringFilled = true;
+  }
+
+  close(): void {
+    this.#closed = true;
+    this.#cancelRepair?.();
+    this.#waiting.clear();
+    this.#ring.reset(this.#head + 1);
+    for (const viewer of [...this.#live, ...this.#replays.keys()]) this.detach(viewer);
+  }
+
+  #deliver(frame: Frame): void {
+    this.#head += 1;
+    this.#ring.push(frame);
+    this.#deps.outlet.publish(this.key, frame);
+  }
+
+  #startOf(from: JoinFrom): Attached {
+    const latest: Position = { epoch: this.#epoch, seq: this.#head };
+    if (from === 'latest') return { position: latest, resumed: false, head: this.#head };
+    const oldest: Position = { epoch: this.#epoch, seq: this.#floor };
+    if (from === 'start') return { position: oldest, resumed: false, head: this.#head };
+    const reason = this.#refusal(from);
+    return reason
+      ? { position: latest, resumed: false, resync: { reason }, head: this.#head }
+      : { position: from, resumed: true, head: this.#head };
+  }
+
+  #refusal(from: Position): ResyncReason | undefined {
+    if (from.epoch !== this.#epoch) return 'epoch_changed';
+    if (from.seq < this.#floor) return 'position_too_old';
+    if (from.seq > this.#head) return 'position_ahead';
+    return undefined;
+  }
+
+  /** Brings a reader on from the ring as far as it goes. @returns whether nothing is left to do. */
+  #advance(viewer: Viewer, replay: Replay): boolean {
+    let bytes = 0;
+    while (replay.cursor < this.#head && bytes < REPLAY_PAGE_BYTES) {
+      const frames = this.#ring.after(replay.cursor, REPLAY_PAGE_BYTES);
+      if (!frames || frames.length === 0) return false;
+      for (const frame of frames) {
+        viewer.send(frame);
+        bytes += frame.length;
+      }
+      replay.cursor += frames.length;
+    }
+    if (replay.cursor < this.#head) return false;
+    for (const frame of replay.held) viewer.send(frame);
+    this.#replays.delete(viewer);
+    this.#live.add(viewer);
+    viewer.follow(this.key);
+    return true;
+  }
+
+  async #replay(viewer: Viewer, replay: Replay): Promise<void> {
+    const current = () => this.#replays.get(viewer) === replay && !this.#closed;
+    try {
+      while (current()) {
+        if (!(await viewer.drained())) return void (current() && this.detach(viewer));
+        if (!current() || this.#advance(viewer, replay)) return;
+        if (this.#ring.first > replay.cursor + 1) await this.#replayFromLog(viewer, replay, current);
+      }
+    } catch (cause) {
+      if (!current()) return;
+      this.detach(viewer);
+      this.#deps.logger.warn({ room: this.key, err: cause }, 'A replay could not read the log');
+      viewer.close('overloaded', 'The log cannot be read at the moment. Come back with your position.');
+    }
+  }
+
+  async #replayFromLog(viewer: Viewer, replay: Replay, current: () => boolean): Promise<void> {
+    if (!this.#ringFilled) return this.#fillRing();
+    const { epoch } = this;
+    const after = replay.cursor - (replay.cursor % MAX_HISTORY_LIMIT);
+    const page = await this.#page(after);
+    if (!current() || replay.cursor < after) return;
+    if (epoch !== this.#epoch) return;
+    if (page && page.head.epoch === epoch && page.head.floor <= replay.cursor) {
+      if (page.head.head <= replay.cursor) return;
+      const fresh = page.frames.slice(replay.cursor - Math.max(after, page.head.floor));
+      for (const frame of fresh) viewer.send(frame);
+      replay.cursor += fresh.length;
+      if (fresh.length > 0) return;
+    }
+    this.#resyncOne(viewer, replay);
+  }
+
+  /** The log does not have what this reader needs next: say so, then go on from the head. */
+  #resyncOne(viewer: Viewer, replay: Replay): void {
+    const reason: ResyncReason = 'position_too_old';
+    replay.cursor = this.#head;
+    this.#deps.metrics.add('resyncs', { reason });
+    viewer.send(this.#resyncFrame(reason));
+  }
+
+  /** The newest events before the ring, read once per opening: ten thousand readers that return share them. */
+  async #fillRing(): Promise<void> {
+    const { first } = this.#ring;
+    const { epoch } = this;
+    const page = await this.#pageOf(-1, () => this.#read({ before: first, order: 'desc' }));
+    if (this.#ringFilled || this.#closed) return;
+    this.#ringFilled = true;
+    const fits = page?.head.epoch === epoch && epoch === this.#epoch && first === this.#ring.first;
+    if (fits) this.#ring.prepend(page.frames.reverse());
+  }
+
+  #page(after: number): Promise<{ frames: Frame[]; head: RoomHead } | undefined> {
+    return this.#pageOf(after, () => this.#read({ after, order: 'asc' }));
+  }
+
+  #pageOf(id: number, read: () => Promise<{ frames: Frame[]; head: RoomHead } | undefined>) {
+    let page = this.#pages.get(id);
+    if (!page) {
+      page = read().finally(() => this.#pages.delete(id));
+      this.#pages.set(id, page);
+      this.#deps.metrics.add('log_queries', { purpose: 'replay' });
+    }
+    return page;
+  }
+
+  async #read(range: { after?: number; before?: number; order: 'asc' | 'desc' }) {
+    const page = await this.#deps.log.read(tenantOf(this.key), roomOf(this.key), {
+      limit: MAX_HISTORY_LIMIT,
+      ...range,
+    });
+    return page && { frames: page.events.map(eventFrame), head: page };
+  }
+
+  #scheduleRepair(ms: number, cause: 'gap' | 'head_check'): void {
+    this.#cancelRepair = this.#deps.clock.after(ms, () => {
+      this.#cancelRepair = undefined;
+      this.#startRepair(cause);
+    });
+  }
+
+  #startRepair(cause: 'gap' | 'head_check'): void {
+    if (this.#repairing || this.#head >= this.#known || this.#closed) return;
+    this.#repairing = this.#repair(cause);
+  }
+
+  async #repair(cause: 'gap' | 'head_check'): Promise<void> {
+    this.#deps.metrics.add('repairs', { cause });
+    let failed = false;
+    try {
+      while (this.#head < this.#known && !this.#closed) {
+        const before = this.#head;
+        const page = await this.#deps.log.read(tenantOf(this.key), roomOf(this.key), {
+          after: before,
+          limit: MAX_HISTORY_LIMIT,
+          order: 'asc',
+        });
+        if (this.#closed) return;
+        if (!page || page.epoch !== this.#epoch || page.floor > this.#head) {
+          if (page) this.compare(page, before);
+          else this.#known = this.#head;
+          break;
+        }
+        for (const event of page.events) this.receive(event.epoch, event.seq, eventFrame(event));
+        this.#deps.metrics.add('repaired_events', {}, this.#head - before);
+        if (page.head <= this.#head) this.#known = Math.min(this.#known, this.#head);
+        if (page.events.length === 0) break;
+      }
+    } catch (err) {
+      failed = true;
+      this.#deps.logger.warn({ room: this.key, err }, 'A repair could not read the log; it is tried again');
+    } finally {
+      this.#repairing = undefined;
+      const behind = this.#head < this.#known && !this.#closed;
+      if (behind) this.#scheduleRepair(failed ? REPAIR_RETRY_MS : this.#deps.limits.gapRepairMs, cause);
+    }
+  }
+
+  /** The log is another one than readers followed: everybody starts over from its head. */
+  #rebase(log: RoomHead, reason: ResyncReason): void {
+    this.#cancelRepair?.();
+    this.#cancelRepair = undefined;
+    this.#epoch = log.epoch;
+    this.#head = log.head;
+    this.#known = log.head;
+    this.#floor = log.floor;
+    this.#waiting.clear();
+    this.#ring.reset(log.head + 1);
+    this.#ringFilled = false;
+    this.#deps.metrics.add('resyncs', { reason }, this.viewers);
+    this.#deps.logger.warn({ room: this.key, reason }, 'The log changed under its readers; all of them resync');
+    for (const replay of this.#replays.values()) {
+      replay.cursor = log.head;
+    }
+    this.push(this.#resyncFrame(reason));
+  }
+
+  #resyncFrame(reason: ResyncReason): Frame {
+    const position: Position = { epoch: this.#epoch, seq: this.#head };
+    return encodePush('room.resync', { room: roomOf(this.key), reason, position });
+  }
+}

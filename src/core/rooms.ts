@@ -1,0 +1,179 @@
+import { randomUUID } from 'node:crypto';
+import { TuttiError } from '../errors.js';
+import { rightsOn } from '../protocol/capabilities.js';
+import type { CommandPayload, CommandReply } from '../protocol/commands.js';
+import { broadcastFrame, eventJson } from '../protocol/frames.js';
+import { type JsonText, toJsonText } from '../protocol/primitives.js';
+import type { LiveRun, Run } from '../protocol/runs.js';
+import type { Announcement, Bus } from './bus.js';
+import type { Clock } from './clock.js';
+import type { Feeds } from './feeds.js';
+import { type RoomKey, roomKey, roomOf } from './keys.js';
+import type { EventLog, RoomSummary } from './log.js';
+import { actorOf, type Principal, requireRight, tenantOfPrincipal } from './principal.js';
+import type { Metrics } from './telemetry.js';
+import type { Viewer } from './viewer.js';
+
+/** What rooms need of runs. */
+export interface RoomRuns {
+  /** Live runs with their output so far, in step with the chunks pushed next. */
+  snapshot(room: RoomKey): LiveRun[];
+  receive(room: RoomKey, message: Announcement): void;
+  liveIn(room: RoomKey): Promise<Run[]>;
+}
+
+export interface RoomsDeps {
+  log: EventLog;
+  feeds: Feeds;
+  runs: RoomRuns;
+  bus: Bus;
+  metrics: Metrics;
+  clock: Clock;
+  limits: { roomsPerSession: number };
+}
+
+const DEFAULT_HISTORY_LIMIT = 100;
+
+/** What principals do in rooms: join, publish, read, broadcast, erase. Every method authorises by itself. */
+export class Rooms {
+  readonly #deps: RoomsDeps;
+
+  constructor(deps: RoomsDeps) {
+    this.#deps = deps;
+  }
+
+  /**
+   * Joins a reader to a room from a position. `reply` is called once, before the first push of this join.
+   * @throws TuttiError `forbidden`, `quota_exceeded` past the rooms of a session, `log_unavailable`.
+   */
+  async join(
+    principal: Principal,
+    { room, from = 'latest' }: CommandPayload<'room.join'>,
+    viewer: Viewer,
+    reply: (reply: CommandReply<'room.join'>) => void,
+  ): Promise<void> {
+    const key = roomKey(requireRight(principal, room, 'join'), room);
+    const rooms = this.#deps.feeds.roomsOf(viewer);
+    if (!rooms.has(key) && rooms.size >= this.#deps.limits.roomsPerSession) {
+      throw new TuttiError('quota_exceeded', `A session joins at most ${this.#deps.limits.roomsPerSession} rooms.`);
+    }
+    const started = this.#deps.clock.now();
+    await this.#deps.feeds.join(key, viewer, from, (attached) => {
+      this.#deps.metrics.observe('join', (this.#deps.clock.now() - started) / 1000, {});
+      reply({
+        ...attached,
+        runs: this.#deps.runs.snapshot(key),
+        capabilities: rightsOn(principal.capabilities, room),
+      });
+    });
+  }
+
+  /** @throws TuttiError `not_joined`. */
+  leave(principal: Principal, { room }: { room: string }, viewer: Viewer): void {
+    if (!this.#deps.feeds.leave(roomKey(tenantOfPrincipal(principal), room), viewer)) {
+      throw new TuttiError('not_joined', 'You have not joined this room.');
+    }
+  }
+
+  /** The reader is gone, or may not read any more. */
+  leaveAll(viewer: Viewer): void {
+    this.#deps.feeds.leaveAll(viewer);
+  }
+
+  /** Names of the rooms a reader has joined. */
+  joined(viewer: Viewer): string[] {
+    return [...this.#deps.feeds.roomsOf(viewer)].map(roomOf);
+  }
+
+  /** Stores an event (LOG1, LOG3) and sends it on its way to every reader (FEED1). */
+  async publish(
+    principal: Principal,
+    { room, type, data, mid = randomUUID() }: CommandPayload<'event.publish'>,
+  ): Promise<CommandReply<'event.publish'>> {
+    const tenant = requireRight(principal, room, 'publish');
+    const by = toJsonText(actorOf(principal));
+    const { epoch, seq, at, duplicate } = await this.#deps.log.append({ tenant, room, mid, type, data, by });
+    if (!duplicate) this.#deps.feeds.committed(roomKey(tenant, room), { room, epoch, seq, mid, type, data, by, at });
+    return { position: { epoch, seq }, mid, at, duplicate };
+  }
+
+  /**
+   * Old events as JSON texts. Without `order` they come oldest first after a position, else newest first.
+   * @throws TuttiError `forbidden`, `not_found` for a room nobody has used yet, `log_unavailable`.
+   */
+  async history(
+    principal: Principal,
+    { room, after, before, limit = DEFAULT_HISTORY_LIMIT, order }: CommandPayload<'event.history'>,
+  ): Promise<{ events: JsonText[]; epoch: string; head: number; floor: number }> {
+    const tenant = requireRight(principal, room, 'join');
+    const page = await this.#deps.log.read(tenant, room, {
+      limit,
+      order: order ?? (after === undefined ? 'desc' : 'asc'),
+      ...(after === undefined ? {} : { after }),
+      ...(before === undefined ? {} : { before }),
+    });
+    if (!page) throw noSuchRoom();
+    return { events: page.events.map(eventJson), epoch: page.epoch, head: page.head, floor: page.floor };
+  }
+
+  /** Sends to whoever reads the room now, the sender left out. Never stored; may be lost. */
+  broadcast(principal: Principal, { room, type, data }: CommandPayload<'broadcast.send'>, sender?: Viewer): void {
+    const key = roomKey(requireRight(principal, room, 'broadcast'), room);
+    const frame = broadcastFrame(room, type, data, actorOf(principal));
+    this.#deps.feeds.push(key, frame, sender);
+    this.#deps.bus.announce(key, { kind: 'broadcast', key: '', frame });
+  }
+
+  /** Rooms of the tenant by name, for whoever may join all of them. `next` is the cursor of the next page, if any. */
+  async list(
+    principal: Principal,
+    cursor: string | undefined,
+    limit: number,
+  ): Promise<{ rooms: RoomSummary[]; next?: string }> {
+    const tenant = tenantOfPrincipal(principal);
+    if (!principal.capabilities['*']?.includes('join')) {
+      throw new TuttiError('forbidden', 'Listing rooms needs "join" on "*".');
+    }
+    const rooms = await this.#deps.log.list(tenant, cursor, limit + 1);
+    const last = rooms.length > limit ? rooms[limit - 1]?.room : undefined;
+    return { rooms: rooms.slice(0, limit), ...(last === undefined ? {} : { next: last }) };
+  }
+
+  /** @throws TuttiError `forbidden`, `not_found`. */
+  async get(principal: Principal, room: string): Promise<RoomSummary & { runs: Run[] }> {
+    const tenant = requireRight(principal, room, 'join');
+    const [summary, runs] = await Promise.all([
+      this.#deps.log.summary(tenant, room),
+      this.#deps.runs.liveIn(roomKey(tenant, room)),
+    ]);
+    if (!summary) throw noSuchRoom();
+    return { ...summary, runs };
+  }
+
+  /** Erases the room with all its events and runs; readers resync to the empty room that takes its place. */
+  async erase(principal: Principal, room: string): Promise<void> {
+    const tenant = requireRight(principal, room, 'moderate');
+    if (!(await this.#deps.log.erase(tenant, room))) throw noSuchRoom();
+    this.#deps.bus.announce(roomKey(tenant, room), { kind: 'hint', key: 'erased', frame: '' });
+    await this.#deps.feeds.check();
+  }
+
+  /** What another gateway announced about a room that is open here. */
+  receive(key: RoomKey, message: Announcement): void {
+    switch (message.kind) {
+      case 'event':
+        return this.#deps.feeds.announced(key, message);
+      case 'broadcast':
+        return message.frame === '' ? undefined : this.#deps.feeds.push(key, message.frame);
+      case 'hint':
+        if (message.key === 'erased') void this.#deps.feeds.check();
+        else this.#deps.runs.receive(key, message);
+        return;
+      case 'chunk':
+      case 'run':
+        return this.#deps.runs.receive(key, message);
+    }
+  }
+}
+
+const noSuchRoom = () => new TuttiError('not_found', 'There is no such room.');
