@@ -264,7 +264,9 @@ export class Feed {
     if (epoch !== this.#epoch) return;
     if (page && page.head.epoch === epoch && page.head.floor <= replay.cursor) {
       if (page.head.head <= replay.cursor) return;
-      const fresh = page.frames.slice(replay.cursor - Math.max(after, page.head.floor));
+      const from = replay.cursor - Math.max(after, page.head.floor);
+      // The log may be ahead of this feed: what is past the head comes live.
+      const fresh = page.frames.slice(from, from + this.#head - replay.cursor);
       for (const frame of fresh) viewer.send(frame);
       replay.cursor += fresh.length;
       if (fresh.length > 0) return;

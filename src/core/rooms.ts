@@ -160,19 +160,14 @@ export class Rooms {
 
   /** What another gateway announced about a room that is open here. */
   receive(key: RoomKey, message: Announcement): void {
-    switch (message.kind) {
-      case 'event':
-        return this.#deps.feeds.announced(key, message);
-      case 'broadcast':
-        return message.frame === '' ? undefined : this.#deps.feeds.push(key, message.frame);
-      case 'hint':
-        if (message.key === 'erased') void this.#deps.feeds.check();
-        else this.#deps.runs.receive(key, message);
-        return;
-      case 'chunk':
-      case 'run':
-        return this.#deps.runs.receive(key, message);
-    }
+    if (message.kind === 'event') this.#deps.feeds.announced(key, message);
+    else if (message.kind !== 'broadcast') this.#receiveHint(key, message);
+    else if (message.frame !== '') this.#deps.feeds.push(key, message.frame);
+  }
+
+  #receiveHint(key: RoomKey, message: Announcement): void {
+    if (message.kind === 'hint' && message.key === 'erased') void this.#deps.feeds.check();
+    else this.#deps.runs.receive(key, message);
   }
 }
 
