@@ -1,0 +1,4 @@
+import { writeFileSync } from 'node:fs';
+import { configurationPage } from './config-page.js';
+
+writeFileSync('docs/CONFIGURATION.md', configurationPage());
