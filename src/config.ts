@@ -25,7 +25,7 @@ export const environment = z.object({
     .string()
     .default('development')
     .describe(
-      '`production` switches everything of the tenant `demo` off and demands the database rights described in SECURITY.',
+      '`production` switches everything of the tenant `demo` off and demands the database rights described in docs/ARCHITECTURE.md.',
     ),
   PORT: int(3000, 0, 65535, 'TCP port of HTTP and sockets; several processes may share one port.'),
   HOST: z.string().default('127.0.0.1').describe('Address to listen on.'),
@@ -230,4 +230,21 @@ export function readConfig(env: Record<string, string | undefined> = process.env
     throw new ConfigError('TUTTI_DEV_SECRET is shorter than 32 bytes, the least HS256 is safe with.');
   }
   return { ...config, production, TUTTI_NODE_ID: config.TUTTI_NODE_ID ?? randomBytes(6).toString('hex') };
+}
+
+const demoWorkerEnvironment = environment
+  .pick({ OPENAI_BASE_URL: true, OPENAI_API_KEY: true, OPENAI_MODEL: true })
+  .extend({ TUTTI_URL: z.url(), TUTTI_WORKER_KEY: z.string().min(1) });
+
+/**
+ * What the demo worker's process gets from its parent, beside the variables of the model server.
+ * @throws ConfigError naming every variable that is wrong.
+ */
+export function readDemoWorkerConfig(
+  env: Record<string, string | undefined> = process.env,
+): z.infer<typeof demoWorkerEnvironment> {
+  const given = Object.fromEntries(Object.entries(env).filter(([, value]) => value !== ''));
+  const parsed = demoWorkerEnvironment.safeParse(given);
+  if (parsed.success) return parsed.data;
+  throw new ConfigError(parsed.error.issues.map((issue) => `${issue.path.join('.')}: ${issue.message}`).join('\n'));
 }
