@@ -70,6 +70,9 @@ export const revocations = tutti.table(
   (table) => [index('revocations_at').on(table.at)],
 );
 
+/** One row, whose number grows with every change of a tenant, issuer, key or revocation (by triggers). */
+export const directory = tutti.table('directory', { revision: ms('revision').notNull() });
+
 export const rooms = tutti.table(
   'rooms',
   {

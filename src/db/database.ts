@@ -1,0 +1,184 @@
+import { TuttiError } from '../errors.js';
+import { Line, type LineOptions, type Sql, type Tx } from './line.js';
+import { asDatabaseRefusal } from './refusal.js';
+
+export type { Sql, Tx } from './line.js';
+
+/** Ids of tenants, or `*` for all of them and for what belongs to the operator. */
+export type Tenants = readonly string[] | '*';
+
+export interface DatabaseOptions {
+  url: string;
+  /** Connections for reads and transactions. Append lanes have their own. */
+  poolSize: number;
+  /** Role the application works as. */
+  appRole: string;
+  /** Longest time for a transaction and its wait for a connection, in ms. Default 8000. */
+  timeoutMs?: number;
+}
+
+/** The database as the application sees it: every query runs as a role that owns nothing, for named tenants. */
+export interface Database {
+  readonly appRole: string;
+  /**
+   * Runs a transaction that sees and writes rows of these tenants only. A transaction that takes too long is cut
+   * off and rolled back.
+   * @throws TuttiError `log_unavailable`, also for an unknown outcome of the commit; `bad_request` for refused data;
+   * what `work` throws.
+   */
+  withTenants<T>(tenants: Tenants, work: (tx: Tx) => Promise<T>): Promise<T>;
+  /** Runs statements as the role of the URL, for migrations and checks: not for the application. */
+  asOwner<T>(timeoutMs: number, work: (sql: Sql) => Promise<T>): Promise<T>;
+  /** A connection of the caller's own, as the role of the URL; closed with the database. */
+  dedicated(): Line;
+  /** Whether Postgres answers within 2 s. Never rejects. */
+  healthy(): Promise<boolean>;
+  close(): Promise<void>;
+}
+
+const CONNECT_TIMEOUT_MS = 5000;
+const CLOSE_TIMEOUT_MS = 2000;
+const HEALTH_TIMEOUT_MS = 2000;
+
+/**
+ * Opens the database. Behind a pooler such as PgBouncer, prepared statements are left out; nothing is ever set for a
+ * session, so that transaction pooling is safe.
+ * @throws TuttiError `log_unavailable` when Postgres cannot be reached.
+ */
+export async function openDatabase(options: DatabaseOptions): Promise<Database> {
+  const line: LineOptions = { url: options.url, prepare: true, connectTimeoutMs: CONNECT_TIMEOUT_MS };
+  const prepare = !(await isPooled(line));
+  return new LinePool(options, { ...line, prepare });
+}
+
+/** A pooler tells its own process id when it greets; the server behind it knows the true one. */
+async function isPooled(options: LineOptions): Promise<boolean> {
+  const line = new Line({ ...options, prepare: false });
+  try {
+    return await line.run(2 * CONNECT_TIMEOUT_MS, async (sql) => {
+      const result = await sql.unsafe<{ pid: number }[]>('select pg_backend_pid() as pid');
+      return result.state.pid !== result[0]?.pid;
+    });
+  } catch (error) {
+    throw asDatabaseRefusal(error);
+  } finally {
+    await line.close(0);
+  }
+}
+
+interface Waiting {
+  give(line: Line): void;
+}
+
+class LinePool implements Database {
+  readonly appRole: string;
+  readonly #line: LineOptions;
+  readonly #timeoutMs: number;
+  readonly #idle: Line[] = [];
+  readonly #waiting = new Set<Waiting>();
+  readonly #owned = new Set<Line>();
+  readonly #health: Line;
+  #probe: Promise<boolean> | undefined;
+  #closed = false;
+
+  constructor(options: DatabaseOptions, line: LineOptions) {
+    this.appRole = options.appRole;
+    this.#timeoutMs = options.timeoutMs ?? 8000;
+    this.#line = line;
+    for (let i = 0; i < options.poolSize; i++) this.#idle.push(this.dedicated());
+    this.#health = this.dedicated();
+  }
+
+  async withTenants<T>(tenants: Tenants, work: (tx: Tx) => Promise<T>): Promise<T> {
+    const setting = tenants === '*' ? '*' : tenants.join(',');
+    const deadline = Date.now() + this.#timeoutMs;
+    const line = await this.#take();
+    // The line is free again only when the work has truly ended: a statement of an abandoned transaction
+    // must never run on a connection somebody else has.
+    let ended: Promise<unknown> = Promise.resolve();
+    try {
+      return await line.run(
+        Math.max(1, deadline - Date.now()),
+        (sql) =>
+          sql.begin('isolation level read committed', (tx) => {
+            const running = this.#scoped(tx, setting, work);
+            ended = running.catch(() => {});
+            return running;
+          }) as Promise<T>,
+      );
+    } catch (error) {
+      throw asDatabaseRefusal(error);
+    } finally {
+      void ended.then(() => this.#give(line));
+    }
+  }
+
+  async #scoped<T>(tx: Tx, tenants: string, work: (tx: Tx) => Promise<T>): Promise<T> {
+    const limit = String(this.#timeoutMs);
+    // Not awaited by itself: what follows travels with it, and fails where this fails.
+    const scope = tx`select set_config('role', ${this.appRole}, true), set_config('tutti.tenants', ${tenants}, true),
+      set_config('statement_timeout', ${limit}, true), set_config('idle_in_transaction_session_timeout', ${limit}, true)`;
+    const [result] = await Promise.all([work(tx), scope]);
+    return result;
+  }
+
+  async asOwner<T>(timeoutMs: number, work: (sql: Sql) => Promise<T>): Promise<T> {
+    const line = new Line(this.#line);
+    try {
+      return await line.run(timeoutMs, work);
+    } finally {
+      await line.close(0);
+    }
+  }
+
+  dedicated(): Line {
+    const line = new Line(this.#line);
+    this.#owned.add(line);
+    return line;
+  }
+
+  healthy(): Promise<boolean> {
+    this.#probe ??= this.#health
+      .run(HEALTH_TIMEOUT_MS, (sql) => sql.unsafe('select 1').execute())
+      .then(
+        () => !this.#closed,
+        () => false,
+      )
+      .finally(() => {
+        this.#probe = undefined;
+      });
+    return this.#probe;
+  }
+
+  async close(): Promise<void> {
+    this.#closed = true;
+    await Promise.all([...this.#owned].map((line) => line.close(CLOSE_TIMEOUT_MS)));
+  }
+
+  #take(): Promise<Line> {
+    const line = this.#idle.pop();
+    if (line) return Promise.resolve(line);
+    return new Promise((resolve, reject) => {
+      const waiting: Waiting = {
+        give: (given) => {
+          clearTimeout(timer);
+          resolve(given);
+        },
+      };
+      const timer = setTimeout(() => {
+        this.#waiting.delete(waiting);
+        reject(new TuttiError('log_unavailable', 'All connections to the database are busy.'));
+      }, this.#timeoutMs);
+      this.#waiting.add(waiting);
+    });
+  }
+
+  #give(line: Line): void {
+    for (const waiting of this.#waiting) {
+      this.#waiting.delete(waiting);
+      waiting.give(line);
+      return;
+    }
+    this.#idle.push(line);
+  }
+}

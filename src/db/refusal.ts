@@ -1,0 +1,33 @@
+import { asTuttiError, TuttiError } from '../errors.js';
+
+/** The SQLSTATE of an error of Postgres, or the driver's or the socket's code. */
+export function codeOf(thrown: unknown): string | undefined {
+  if (typeof thrown !== 'object' || thrown === null || !('code' in thrown)) return undefined;
+  return typeof thrown.code === 'string' ? thrown.code : undefined;
+}
+
+const SQLSTATE = /^[0-9A-Z]{5}$/;
+/** Data exception, integrity violation, check option, program limit, raised by a trigger. */
+const DATA = /^(22|23|44|54|P0)/;
+/** Connection, rollback of a transaction, resources, operator intervention, system error, read-only, lock not to be had. */
+const PASSING = /^(08|40|53|57|58|25006|55P03|25P0)/;
+
+/** Whether Postgres refuses the data of the statement, so that the same statement fails again. */
+export function isDataError(thrown: unknown): boolean {
+  const code = codeOf(thrown);
+  return code !== undefined && SQLSTATE.test(code) && DATA.test(code);
+}
+
+/**
+ * What was thrown by the database as a refusal: `log_unavailable` for whatever may pass by itself, `bad_request`
+ * for refused data, `internal` for the rest, which is a fault of ours.
+ */
+export function asDatabaseRefusal(thrown: unknown): TuttiError {
+  if (thrown instanceof TuttiError) return thrown;
+  const code = codeOf(thrown);
+  if (isDataError(thrown)) return new TuttiError('bad_request', 'The database refuses this data.', { cause: thrown });
+  if (code !== undefined && (!SQLSTATE.test(code) || PASSING.test(code))) {
+    return new TuttiError('log_unavailable', 'The database is not available.', { cause: thrown });
+  }
+  return asTuttiError(thrown);
+}
