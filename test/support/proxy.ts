@@ -1,6 +1,6 @@
 import { createConnection, createServer, type Socket } from 'node:net';
 
-export interface Proxy {
+export interface FaultProxy {
   readonly port: number;
   /** Connections open now. */
   readonly connections: number;
@@ -18,7 +18,7 @@ export interface Proxy {
 }
 
 /** A TCP proxy on 127.0.0.1 in front of a port of 127.0.0.1, that fails as told. */
-export async function startProxy(targetPort: number): Promise<Proxy> {
+export async function startProxy(targetPort: number): Promise<FaultProxy> {
   const pairs = new Map<Socket, Socket>();
   let mode: 'pass' | 'cut' | 'blackhole' = 'pass';
   let delayMs = 0;
