@@ -93,23 +93,26 @@ class LinePool implements Database {
     const setting = tenants === '*' ? '*' : tenants.join(',');
     const deadline = Date.now() + this.#timeoutMs;
     const line = await this.#take();
-    // The line is free again only when the work has truly ended: a statement of an abandoned transaction
-    // must never run on a connection somebody else has.
-    let ended: Promise<unknown> = Promise.resolve();
+    // The line is free again only when the work has truly ended: a statement of an abandoned transaction must never
+    // run on a connection somebody else has.
+    const parts: Promise<unknown>[] = [];
+    let abandoned = false;
     try {
-      return await line.run(
-        Math.max(1, deadline - Date.now()),
-        (sql) =>
-          sql.begin('isolation level read committed', (tx) => {
-            const running = this.#scoped(tx, setting, work);
-            ended = running.catch(() => {});
-            return running;
-          }) as Promise<T>,
-      );
+      return await line.run(Math.max(1, deadline - Date.now()), (sql) => {
+        const transaction = sql.begin('isolation level read committed', (tx) => {
+          if (abandoned) throw new TuttiError('log_unavailable', 'The database does not answer.');
+          const running = this.#scoped(tx, setting, work);
+          parts.push(running);
+          return running;
+        }) as Promise<T>;
+        parts.push(transaction);
+        return transaction;
+      });
     } catch (error) {
+      abandoned = true;
       throw asDatabaseRefusal(error);
     } finally {
-      void ended.then(() => this.#give(line));
+      void Promise.allSettled(parts).then(() => this.#give(line));
     }
   }
 
