@@ -1,5 +1,5 @@
 import { randomUUID } from 'node:crypto';
-import type { ApiKey, Directory, Issuer, KeyScope, Revocation, Tenant } from '../core/directory.js';
+import type { ApiKey, Directory, Issuer, Revocation, Tenant } from '../core/directory.js';
 import { textArray } from './append-batch.js';
 import type { Database, Tx } from './database.js';
 
@@ -71,7 +71,7 @@ export function createDirectory(database: Database): Directory {
     async putKey({ id, tenant, scopes, hash, name }) {
       await all(
         (tx) => tx`insert into tutti.api_keys (id, tenant_id, scopes, hash, name)
-          values (${id}, ${tenant}, ${textArray(scopes satisfies KeyScope[])}::text[], ${hash}, ${name})
+          values (${id}, ${tenant}, ${textArray(scopes)}::text[], ${hash}, ${name})
           on conflict (id) do update set tenant_id = excluded.tenant_id, scopes = excluded.scopes,
             hash = excluded.hash, name = excluded.name`,
       );

@@ -147,6 +147,7 @@ export const runs = tutti.table(
   (table) => [
     uniqueIndex('runs_mid').on(table.roomId, table.mid).where(sql`${table.mid} is not null`),
     index('runs_queue').on(table.model, table.queuedAt).where(sql`${table.state} = 'queued'`),
+    index('runs_queue_tenant').on(table.tenantId, table.queuedAt).where(sql`${table.state} = 'queued'`),
     index('runs_live_room').on(table.roomId).where(sql`${table.state} in ('queued', 'claimed', 'streaming')`),
     index('runs_live_tenant').on(table.tenantId).where(sql`${table.state} in ('queued', 'claimed', 'streaming')`),
     index('runs_lease').on(table.leaseUntil).where(sql`${table.state} in ('claimed', 'streaming')`),
@@ -170,3 +171,11 @@ export const runSegments = tutti.table(
   },
   (table) => [primaryKey({ columns: [table.runId, table.attempt, table.n] })],
 );
+
+/** When a worker of the operator last took a run of a tenant: the tenant served longest ago is next. */
+export const runTurns = tutti.table('run_turns', {
+  tenantId: text('tenant_id')
+    .primaryKey()
+    .references(() => tenants.tenantId, { onDelete: 'cascade' }),
+  claimedAt: timestamp('claimed_at', { withTimezone: true }).notNull(),
+});
