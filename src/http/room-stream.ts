@@ -1,0 +1,182 @@
+import { randomUUID } from 'node:crypto';
+import type { RoomKey } from '../core/keys.js';
+import type { Principal } from '../core/principal.js';
+import type { Metrics } from '../core/telemetry.js';
+import type { Outlet, Viewer } from '../core/viewer.js';
+import { errors } from '../errors.js';
+import type { JoinFrom } from '../protocol/commands.js';
+import { type Frame, payloadOf } from '../protocol/frames.js';
+import { toJsonText } from '../protocol/primitives.js';
+import type { Exchange } from './exchange.js';
+import type { ConnectionsPort, RevocationsPort, RoomsPort } from './ports.js';
+import { EventStream, RETRY_MS, sseEvent } from './sse.js';
+
+/** How the text of an event begins; see `eventJson`. Saves parsing events that are only passed on. */
+const EVENT_POSITION = /^\{"room":"[^"]*","epoch":"([^"]*)","seq":([0-9]+),/;
+
+/** Timers of Node end at this many ms. */
+const LONGEST_TIMER_MS = 2_147_483_647;
+
+/**
+ * A push as server-sent events. The stream is the room's feed: pushes that are neither an event nor the feed's own news
+ * are left out, as they are not part of what a position resumes.
+ */
+export function sseOfFrame(frame: Frame): string | undefined {
+  if (frame.startsWith('42["event",')) {
+    const data = payloadOf(frame, 'event');
+    const [, epoch, seq] = EVENT_POSITION.exec(data) ?? [];
+    return epoch === undefined ? undefined : sseEvent(data, { id: `${epoch}:${seq}`, event: 'event' });
+  }
+  if (frame.startsWith('42["room.resync",')) {
+    const data = payloadOf(frame, 'room.resync');
+    const { position } = JSON.parse(data) as { position: { epoch: string; seq: number } };
+    return sseEvent(data, { id: `${position.epoch}:${position.seq}`, event: 'resync' });
+  }
+  return undefined;
+}
+
+export interface RoomStreamsDeps {
+  rooms: RoomsPort;
+  metrics: Metrics;
+  maxWaitingBytes: number;
+  tokenGraceMs: number;
+  connections: ConnectionsPort | undefined;
+  revocations: RevocationsPort | undefined;
+}
+
+/** The readers of rooms over server-sent events. */
+export class RoomStreams implements Outlet {
+  readonly #deps: RoomStreamsDeps;
+  readonly #followers = new Map<RoomKey, Set<StreamViewer>>();
+  readonly #viewers = new Set<StreamViewer>();
+
+  constructor(deps: RoomStreamsDeps) {
+    this.#deps = deps;
+    deps.revocations?.onRevoked((revocation) => {
+      for (const viewer of this.#viewers) {
+        if (deps.revocations?.applies(revocation, viewer.principal)) viewer.end();
+      }
+    });
+  }
+
+  publish(room: RoomKey, frame: Frame, except?: Viewer): void {
+    const followers = this.#followers.get(room);
+    if (!followers) return;
+    const events = sseOfFrame(frame);
+    if (events === undefined) return;
+    for (const viewer of followers) if (viewer !== except) viewer.write(events);
+  }
+
+  /** Resolves once the stream is open; it then lives until the reader leaves. A refusal rejects before any answer. */
+  async open(exchange: Exchange, principal: Principal, room: string, from: JoinFrom | undefined): Promise<void> {
+    const release = this.#deps.connections?.admit(principal);
+    const viewer = new StreamViewer(exchange, principal, this.#followers, this.#deps);
+    this.#viewers.add(viewer);
+    exchange.onFinished(() => {
+      release?.();
+      this.#viewers.delete(viewer);
+      viewer.gone();
+      this.#deps.rooms.leaveAll(viewer);
+    });
+    await this.#deps.rooms.join(principal, { room, ...(from === undefined ? {} : { from }) }, viewer, (reply) => {
+      const { epoch, seq } = reply.position;
+      const id = `${epoch}:${seq}`;
+      // An id without data moves the reader's Last-Event-ID, so that it resumes from here even before the first event.
+      viewer.start(`retry: ${RETRY_MS}\nid: ${id}\n\n`);
+      if (reply.resync) {
+        const data = toJsonText({ room, reason: reply.resync.reason, position: reply.position });
+        viewer.write(sseEvent(data, { id, event: 'resync' }));
+      }
+    });
+    // The reader left while it was joining.
+    if (exchange.finished) this.#deps.rooms.leaveAll(viewer);
+  }
+
+  /** Ends every stream; its readers reconnect elsewhere. */
+  close(): void {
+    for (const viewer of this.#viewers) viewer.end();
+  }
+}
+
+class StreamViewer implements Viewer {
+  readonly id = randomUUID();
+  readonly principal: Principal;
+  readonly #exchange: Exchange;
+  readonly #registry: Map<RoomKey, Set<StreamViewer>>;
+  readonly #deps: RoomStreamsDeps;
+  readonly #rooms = new Set<RoomKey>();
+  #stream: EventStream | undefined;
+  #expiry: NodeJS.Timeout | undefined;
+
+  constructor(
+    exchange: Exchange,
+    principal: Principal,
+    registry: Map<RoomKey, Set<StreamViewer>>,
+    deps: RoomStreamsDeps,
+  ) {
+    this.#exchange = exchange;
+    this.principal = principal;
+    this.#registry = registry;
+    this.#deps = deps;
+  }
+
+  /** Answers with a stream that begins with `events`, and ends with the token. */
+  start(events: string): void {
+    if (this.#exchange.finished) return;
+    this.#stream = new EventStream(this.#exchange, {
+      maxWaitingBytes: this.#deps.maxWaitingBytes,
+      slow: () => this.#deps.metrics.add('slow_closes', {}),
+    });
+    this.#stream.write(events);
+    const { expiresAt } = this.principal;
+    if (expiresAt === undefined) return;
+    const left = expiresAt + this.#deps.tokenGraceMs - Date.now();
+    this.#expiry = setTimeout(() => this.end(), Math.min(Math.max(left, 0), LONGEST_TIMER_MS));
+    this.#expiry.unref();
+  }
+
+  write(events: string): void {
+    this.#stream?.write(events);
+  }
+
+  send(frame: Frame): void {
+    const events = sseOfFrame(frame);
+    if (events !== undefined) this.#stream?.write(events);
+  }
+
+  follow(room: RoomKey): void {
+    if (this.#exchange.finished) return;
+    this.#rooms.add(room);
+    const followers = this.#registry.get(room) ?? new Set();
+    followers.add(this);
+    this.#registry.set(room, followers);
+  }
+
+  unfollow(room: RoomKey): void {
+    this.#rooms.delete(room);
+    const followers = this.#registry.get(room);
+    followers?.delete(this);
+    if (followers?.size === 0) this.#registry.delete(room);
+  }
+
+  drained(): Promise<boolean> {
+    return this.#stream?.drained() ?? Promise.resolve(!this.#exchange.finished);
+  }
+
+  close(code: 'slow_consumer' | 'overloaded', message: string): void {
+    const { retryable } = errors[code];
+    this.write(sseEvent(toJsonText({ code, message, retryable }), { event: 'closing' }));
+    this.end();
+  }
+
+  end(): void {
+    if (this.#stream) this.#stream.end();
+    else this.#exchange.kill();
+  }
+
+  /** The reader is gone: forget what stands for it. */
+  gone(): void {
+    clearTimeout(this.#expiry);
+    for (const room of [...this.#rooms]) this.unfollow(room);
+  }
+}

@@ -1,0 +1,110 @@
+import type { TemplatedApp } from 'uWebSockets.js';
+import type { Registry } from 'prom-client';
+import type { RoomKey } from '../core/keys.js';
+import type { Logger, Metrics } from '../core/telemetry.js';
+import type { Outlet, Viewer } from '../core/viewer.js';
+import type { Frame } from '../protocol/frames.js';
+import type { AuthPort, ConnectionsPort, HealthPort, RevocationsPort, RoomsPort, RunsPort } from './ports.js';
+import { Rates } from './rates.js';
+import { RoomStreams } from './room-stream.js';
+import type { Route } from './route.js';
+import { Router } from './router.js';
+import { documentationRoutes, healthRoutes } from './routes/operations.js';
+import { roomRoutes } from './routes/rooms.js';
+import { runRoutes } from './routes/runs.js';
+import { tokenRoutes } from './routes/tokens.js';
+import { workerRoutes } from './routes/worker.js';
+import { RunStreams } from './run-stream.js';
+import { StaticFiles } from './static.js';
+
+export interface HttpLimits {
+  /** Largest JSON body, in bytes. */
+  maxBodyBytes: number;
+  /** What a stream may have waiting for a slow reader before it is cut, in bytes. */
+  streamBufferBytes: number;
+  /** Requests per second of one principal and of one tenant; twice as many in a burst. */
+  commandsPerSecond: number;
+  tenantCommandsPerSecond: number;
+  /** How long a stream outlives its token, in ms. */
+  tokenGraceMs: number;
+}
+
+export interface HttpDeps {
+  rooms: RoomsPort;
+  runs: RunsPort;
+  auth: AuthPort;
+  metrics: Metrics & { registry: Registry };
+  health: HealthPort;
+  log: Logger;
+  limits: HttpLimits;
+  /** Origins whose pages may read answers, or `*`. Pages of the gateway itself always may. */
+  allowedOrigins: readonly string[];
+  /** Directory of the built page; without one `/` is not found. */
+  webDir?: string;
+  /** Counts streams together with sockets. */
+  connections?: ConnectionsPort;
+  /** Ends streams whose token is revoked. */
+  revocations?: RevocationsPort;
+  /** Routes beyond the contract, such as those of the demo. They are described with the others. */
+  extraRoutes?: readonly Route[];
+}
+
+/** Everything served over HTTP on one app of uWS. */
+export class HttpServer implements Outlet {
+  readonly #roomStreams: RoomStreams;
+  readonly #runStreams: RunStreams;
+  readonly #draining: AbortController;
+
+  constructor(roomStreams: RoomStreams, runStreams: RunStreams, draining: AbortController) {
+    this.#roomStreams = roomStreams;
+    this.#runStreams = runStreams;
+    this.#draining = draining;
+  }
+
+  publish(room: RoomKey, frame: Frame, except?: Viewer): void {
+    this.#roomStreams.publish(room, frame, except);
+  }
+
+  /** Lets waiting claims return empty and ends every stream; their readers reconnect where traffic still goes. */
+  async drain(): Promise<void> {
+    this.#draining.abort();
+    this.#roomStreams.close();
+    this.#runStreams.close();
+    // Claims answer in later turns of the loop.
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+}
+
+/** Declares all routes on `app`, behind every more specific pattern such as `/socket.io/*`. */
+export function mountHttp(app: TemplatedApp, deps: HttpDeps): HttpServer {
+  const { rooms, runs, auth, metrics, log, limits } = deps;
+  const draining = new AbortController();
+  const roomStreams = new RoomStreams({
+    rooms,
+    metrics,
+    maxWaitingBytes: limits.streamBufferBytes,
+    tokenGraceMs: limits.tokenGraceMs,
+    connections: deps.connections,
+    revocations: deps.revocations,
+  });
+  const runStreams = new RunStreams({ runs, metrics, maxWaitingBytes: limits.streamBufferBytes });
+  const routes = [
+    ...tokenRoutes(auth),
+    ...roomRoutes(rooms, roomStreams),
+    ...runRoutes(runs, runStreams),
+    ...workerRoutes(runs, draining.signal),
+    ...healthRoutes(deps.health, metrics.registry),
+    ...(deps.extraRoutes ?? []),
+  ];
+  const router = new Router([...routes, ...documentationRoutes(routes)], {
+    auth,
+    rates: new Rates(limits, metrics),
+    files: new StaticFiles(deps.webDir),
+    metrics,
+    log,
+    maxBodyBytes: limits.maxBodyBytes,
+    allowedOrigins: deps.allowedOrigins,
+  });
+  app.any('/*', (res, req) => router.handle(res, req));
+  return new HttpServer(roomStreams, runStreams, draining);
+}
