@@ -1,0 +1,97 @@
+import type { Socket } from 'socket.io';
+import type { Logger, Metrics } from '../core/telemetry.js';
+import { asTuttiError, TuttiError } from '../errors.js';
+import type { Session } from './session.js';
+
+/** A Socket.IO event as its parser leaves it: checked to be `[name, ...args]`, nothing more. */
+export interface EventPacket {
+  data: unknown[];
+  /** There when the client wants an answer. */
+  id?: number;
+}
+
+/** Text of a JSON object: what the ack carries beside `ok: true`. */
+export type ReplyJson = string;
+
+/** Answers a command once; later calls change nothing. */
+export type Reply = (json: ReplyJson) => void;
+
+/** Runs one command with its unparsed payload. Replies, or throws a refusal. */
+export type Command = (session: Session, payload: unknown, reply: Reply) => Promise<void> | void;
+
+export interface DispatchDeps {
+  metrics: Metrics;
+  log: Logger;
+  /** Throws `rate_limited`, or lets the command through. */
+  limit(session: Session): void;
+}
+
+/** An answer as it stands on the wire. Written as text so that stored JSON goes out without being parsed. */
+const ackFrame = (namespace: string, id: number, answer: string): string =>
+  `43${namespace === '/' ? '' : `${namespace},`}${id}[${answer}]`;
+
+const withOk = (json: ReplyJson): string => (json === '{}' ? '{"ok":true}' : `{"ok":true,${json.slice(1)}`);
+
+/** A reply that holds no stored JSON. */
+export const replyJson = (value: object): ReplyJson => JSON.stringify(value);
+
+function payloadOf(args: unknown[]): unknown {
+  if (args.length !== 1) throw new TuttiError('bad_request', 'A command carries exactly one payload.');
+  const [payload] = args;
+  const plain = typeof payload === 'object' && payload !== null && !Array.isArray(payload);
+  if (!plain || Buffer.isBuffer(payload)) throw new TuttiError('bad_request', 'The payload must be a JSON object.');
+  return payload;
+}
+
+/**
+ * Answers commands of one namespace: every one once, with what its handler replied or with a refusal from the
+ * error table; never throws. A command without an ack is executed too.
+ */
+export class Dispatch {
+  readonly #commands: ReadonlyMap<unknown, Command>;
+
+  constructor(
+    commands: Record<string, Command>,
+    private readonly deps: DispatchDeps,
+  ) {
+    this.#commands = new Map(Object.entries(commands));
+  }
+
+  /**
+   * Takes the socket's events before Socket.IO dispatches them to listeners: it is the one place that knows the
+   * id of an ack, and needs no closure per socket or per event.
+   */
+  attach(socket: Socket): void {
+    const dispatch = this;
+    Object.assign(socket, {
+      onevent(packet: EventPacket) {
+        void dispatch.answer(socket.data as Session, packet);
+      },
+    });
+  }
+
+  async answer(session: Session, packet: EventPacket): Promise<void> {
+    const [name, ...args] = packet.data;
+    const command = this.#commands.get(name);
+    let answered = false;
+    const answer = (code: string, text: string) => {
+      if (answered) return;
+      answered = true;
+      this.deps.metrics.add('commands', { command: command ? String(name) : 'unknown', code });
+      if (packet.id !== undefined) session.link.send(ackFrame(session.namespace, packet.id, text));
+    };
+    try {
+      if (session.state !== 'active') return;
+      this.deps.limit(session);
+      if (!command) throw new TuttiError('bad_request', 'There is no such command.');
+      await command(session, payloadOf(args), (json) => answer('ok', withOk(json)));
+      if (!answered) throw new Error(`${String(name)} left without an answer`);
+    } catch (thrown) {
+      const refusal = asTuttiError(thrown);
+      if (refusal.code === 'internal') {
+        this.deps.log.error({ ...session.fields, command: String(name), err: refusal.cause }, 'command failed');
+      }
+      answer(refusal.code, `{"ok":false,"error":${JSON.stringify(refusal.toWire())}}`);
+    }
+  }
+}

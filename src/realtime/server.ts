@@ -1,0 +1,233 @@
+import type uWS from 'uWebSockets.js';
+import { Server, type Socket } from 'socket.io';
+import type { Revocation } from '../core/directory.js';
+import type { RoomKey } from '../core/keys.js';
+import type { Principal } from '../core/principal.js';
+import type { Logger, Metrics } from '../core/telemetry.js';
+import type { Outlet, Viewer } from '../core/viewer.js';
+import { encodePush, type Frame } from '../protocol/frames.js';
+import { ControlPlane, type ControlRedis } from './control.js';
+import { Dispatch, type DispatchDeps } from './dispatch.js';
+import { type HandlerDeps, roomCommands } from './handlers.js';
+import { type Admission, type Credentials, handshake } from './handshake.js';
+import { CommandLimits, type CommandRates } from './rate.js';
+import { type Session, Sessions, type SessionTimes } from './session.js';
+import { guardApp, type UpgradeOptions } from './upgrade.js';
+import { SocketViewer, topicOf } from './viewer.js';
+import { runCommands, type WorkerRuns, WorkerSeat } from './worker.js';
+
+export interface SocketServerOptions extends Omit<UpgradeOptions, 'maxMessagesPerSecond'> {
+  pingIntervalMs: number;
+  pingTimeoutMs: number;
+  /** Time a socket has to present its credential, in ms. */
+  connectTimeoutMs: number;
+  rates: CommandRates;
+  times: SessionTimes;
+  /** What `session.ready` tells clients about their limits. */
+  announced: Record<string, number>;
+}
+
+export interface SocketServerDeps {
+  app: uWS.TemplatedApp;
+  rooms: HandlerDeps['rooms'];
+  runs: HandlerDeps['runs'] & WorkerRuns;
+  auth: Credentials;
+  admission: Admission;
+  revocations: {
+    onRevoked(listener: (revocation: Revocation) => void): void;
+    applies(revocation: Revocation, principal: Principal): boolean;
+    poke(): void;
+  };
+  metrics: Metrics;
+  log: Logger;
+  nodeId: string;
+  /** Where the control plane between gateways runs; without it revocations travel by bus and polling alone. */
+  redis?: ControlRedis;
+  options: SocketServerOptions;
+}
+
+/** Messages a second of one connection, over its rate of commands: heartbeats, acks and the slack before a close. */
+const MESSAGES_PER_COMMAND = 20;
+const MESSAGES_AT_LEAST = 200;
+
+/** Socket.IO on uWebSockets.js: sessions of clients at `/` and of workers at `/worker`. */
+export class SocketServer implements Outlet {
+  readonly #deps: SocketServerDeps;
+  readonly #io: Server;
+  readonly #sessions: Sessions;
+  readonly #limits: CommandLimits;
+  readonly #control: ControlPlane;
+  readonly #links: ReadonlySet<{ sample(): void; terminate(): void }>;
+  #state: 'open' | 'draining' | 'closed' = 'open';
+
+  /** Adds its routes to the app; they serve as soon as the app listens. */
+  constructor(deps: SocketServerDeps) {
+    this.#deps = deps;
+    const { options, log, metrics } = deps;
+    this.#sessions = new Sessions(options.times, log);
+    this.#limits = new CommandLimits(options.rates, metrics);
+    this.#control = new ControlPlane(deps.redis, log);
+    const control = this.#control;
+    this.#io = new Server({
+      path: '/socket.io/',
+      transports: ['websocket'],
+      serveClient: false,
+      pingInterval: options.pingIntervalMs,
+      pingTimeout: options.pingTimeoutMs,
+      connectTimeout: options.connectTimeoutMs,
+      maxHttpBufferSize: options.maxPayloadBytes,
+      adapter: function adapterOf(namespace) {
+        return control.adapter(namespace);
+      },
+    });
+    const maxMessagesPerSecond = options.rates.perSession * MESSAGES_PER_COMMAND + MESSAGES_AT_LEAST;
+    const { guarded, links } = guardApp(
+      deps.app,
+      { ...options, maxMessagesPerSecond },
+      {
+        draining: () => this.#state !== 'open',
+        refused: (code) => metrics.add('connection_refusals', { code }),
+        slow: () => metrics.add('slow_closes', {}),
+        flooded: () => {
+          metrics.add('rate_limited', { scope: 'connection' });
+          log.warn({}, 'connection closed: too many messages');
+        },
+      },
+    );
+    this.#links = links;
+    this.#io.attachApp(guarded);
+    this.#serveRooms();
+    this.#serveWorkers();
+    metrics.gauge('sessions', () => this.#sessions.size);
+  }
+
+  /** Begins to watch for ended and revoked tokens. */
+  start(): void {
+    const { revocations } = this.#deps;
+    this.#sessions.start(() => {
+      for (const link of this.#links) link.sample();
+      this.#limits.sweep(Date.now());
+    });
+    revocations.onRevoked((revocation) => {
+      this.#endRevoked(revocation);
+      this.#control.revoked(revocation, Date.now());
+    });
+    this.#control.start(this.#io, (revocation) => {
+      this.#endRevoked(revocation);
+      revocations.poke();
+    });
+  }
+
+  publish(room: RoomKey, frame: Frame, except?: Viewer): void {
+    const { app, metrics } = this.#deps;
+    const topic = topicOf(room);
+    const readers = app.numSubscribers(topic);
+    if (readers === 0) return;
+    const leftOut = except instanceof SocketViewer && except.publish(room, frame);
+    if (!leftOut) app.publish(topic, frame);
+    metrics.add('deliveries', { push: frame.slice(4, frame.indexOf('"', 4)) }, leftOut ? readers - 1 : readers);
+  }
+
+  /**
+   * Refuses new connections, tells every session to move and closes their connections, spread over `withinMs`.
+   * Resolves when all are gone.
+   */
+  async dismiss({ withinMs }: { withinMs: number }): Promise<void> {
+    if (this.#state === 'open') this.#state = 'draining';
+    await this.#sessions.dismiss(withinMs);
+    for (const link of [...this.#links]) link.terminate();
+  }
+
+  async close(): Promise<void> {
+    this.#state = 'closed';
+    this.#sessions.stop();
+    await this.#io.close();
+    this.#control.close();
+  }
+
+  #serveRooms(): void {
+    const { rooms, metrics, log, nodeId, options } = this.#deps;
+    const dispatch = new Dispatch(roomCommands(this.#deps), this.#dispatchDeps());
+    this.#serve('/', dispatch, {
+      open(session) {
+        const { id, tenant, expiresAt = 0, capabilities } = session.principal;
+        const ready = { session: session.id, user: id, tenant: tenant ?? '', gateway: nodeId, expiresAt, capabilities };
+        session.link.send(encodePush('session.ready', { ...ready, limits: options.announced, serverTime: Date.now() }));
+        metrics.add('connections', { namespace: '/' });
+        log.debug(session.fields, 'session opened');
+      },
+      closed(session) {
+        if (session.link.slow) log.warn(session.fields, 'closed: reads too slowly');
+        rooms.leaveAll(session.viewer);
+        session.viewer.gone();
+      },
+    });
+  }
+
+  #serveWorkers(): void {
+    const { runs, metrics, log } = this.#deps;
+    const seats = new WeakMap<Session, WorkerSeat>();
+    const seatOf = (session: Session): WorkerSeat => {
+      const seat = seats.get(session);
+      if (!seat) throw new Error('a worker without a seat');
+      return seat;
+    };
+    // A worker's pace is bounded by its runs, which make it wait; the commands of clients are counted.
+    const dispatch = new Dispatch(runCommands(runs, seatOf), { metrics, log, limit: () => undefined });
+    this.#serve('/worker', dispatch, {
+      open(session, socket) {
+        const seat = new WorkerSeat(runs, log);
+        seats.set(session, seat);
+        session.link.trusted = true;
+        socket.conn.on('heartbeat', () => void seat.renew(session));
+        metrics.add('connections', { namespace: '/worker' });
+        log.info(session.fields, 'worker connected');
+      },
+      closed(session) {
+        seatOf(session).close();
+        log.info(session.fields, 'worker gone');
+      },
+    });
+  }
+
+  #serve(
+    name: '/' | '/worker',
+    dispatch: Dispatch,
+    role: { open(session: Session, socket: Socket): void; closed(session: Session): void },
+  ): void {
+    const namespace = this.#io.of(name);
+    const sessions = this.#sessions;
+    const { auth, admission, metrics, log } = this.#deps;
+    const draining = () => this.#state !== 'open';
+    namespace.use(handshake(name, { auth, admission, sessions, metrics, log, draining }));
+
+    // One function for all sockets; Socket.IO calls it with the socket as `this`.
+    function onDisconnect(this: Socket): void {
+      const session = this.data as Session;
+      if (!session.closed()) return;
+      sessions.delete(session);
+      role.closed(session);
+    }
+    namespace.on('connection', (socket) => {
+      const session = socket.data as Session;
+      dispatch.attach(socket);
+      socket.on('disconnect', onDisconnect);
+      role.open(session, socket);
+      if (session.state === 'admitted') session.state = 'active';
+    });
+  }
+
+  #dispatchDeps(): DispatchDeps {
+    const { metrics, log } = this.#deps;
+    return { metrics, log, limit: (session) => this.#limits.take(session) };
+  }
+
+  #endRevoked(revocation: Revocation): void {
+    const { revocations } = this.#deps;
+    this.#sessions.endWhere((principal) => revocations.applies(revocation, principal), {
+      code: 'unauthenticated',
+      message: 'This credential was revoked.',
+      reconnect: false,
+    });
+  }
+}
