@@ -98,10 +98,23 @@ export interface RunStore {
    * @throws TuttiError `fenced`, `not_found`, `out_of_order` (`last` does not continue what is committed).
    */
   end(end: EndRun): Promise<RunChange>;
-  /** Gives a run back to the queue with `attempt + 1`, or ends it as failed when its attempts are used up. */
-  retry(retry: { tenant: string; run: string; fence: number; error: RunError; by: Actor }): Promise<RunChange>;
+  /**
+   * Gives a run back to the queue with `attempt + 1`, or ends it as failed when its attempts are used up. The fence
+   * moves.
+   * @throws TuttiError `fenced`, `not_found`.
+   */
+  retry(retry: {
+    tenant: string;
+    run: string;
+    fence: number;
+    error: RunError;
+    by: Actor;
+    queueTtlMs: number;
+  }): Promise<RunChange>;
+  /** Gives back a run whose worker vanished before it heard of it: the same attempt waits again. The fence moves. */
+  release(release: { tenant: string; run: string; fence: number; queueTtlMs: number }): Promise<RunChange>;
   /** Retries or fails runs whose lease ran out or whose attempt took too long, expires those queued too long. */
-  sweep(limit: number): Promise<RunChange[]>;
+  sweep(limit: number, queueTtlMs: number): Promise<RunChange[]>;
   /** Committed parts of an attempt from number `n` on, as consecutive segments, at most about `maxBytes`. */
   segments(tenant: string, run: string, attempt: number, n: number, maxBytes: number): Promise<Segment[]>;
 }

@@ -1,0 +1,235 @@
+import type { ResetReason } from '../protocol/pushes.js';
+import { isTerminal, type LiveRun } from '../protocol/runs.js';
+import type { Announcement } from './bus.js';
+import type { RoomOutput } from './feeds.js';
+import { type RoomKey, roomKey, tenantOf } from './keys.js';
+import type { RunStore, StoredRun } from './run-store.js';
+import { RunView } from './run-view.js';
+import { type Chunk, chunkOf, newsOf, toRun } from './run-wire.js';
+import type { Logger } from './telemetry.js';
+
+/** How long an ended run is remembered, so that a late repeat of its output does not bring it back, in ms. */
+const ENDED_KEPT_MS = 60_000;
+/** Announcements kept while a room or a run is read from the store; what is over heals by the check. */
+const BACKLOG_MAX = 1000;
+
+type Act = (view: RunView) => void;
+
+interface OpenRoom {
+  readonly key: RoomKey;
+  /** How often it was opened and not closed. */
+  holders: number;
+  ready: Promise<void>;
+  opened: boolean;
+  /** What came while the room was being opened. */
+  readonly backlog: (() => void)[];
+  readonly views: Map<string, RunView>;
+  /** Runs being read from the store, and what is to be done with them then. */
+  readonly loading: Map<string, Act[]>;
+  /** Ids of ended runs and when they ended, by the local clock. */
+  readonly ended: Map<string, number>;
+}
+
+/** The live runs of the rooms that are open on this gateway. */
+export class RunViews {
+  readonly #rooms = new Map<RoomKey, OpenRoom>();
+  readonly #store: RunStore;
+  readonly #deps: { store: RunStore; log: Logger; rooms: RoomOutput };
+
+  constructor(deps: { store: RunStore; log: Logger; rooms: RoomOutput }) {
+    this.#deps = deps;
+    this.#store = deps.store;
+  }
+
+  /**
+   * Loads the room's live runs. Counted: every call that resolved needs its {@link closeRoom}.
+   * @throws TuttiError `log_unavailable`; the room is then not held.
+   */
+  async openRoom(key: RoomKey): Promise<void> {
+    let room = this.#rooms.get(key);
+    if (!room) {
+      room = {
+        key,
+        holders: 0,
+        ready: Promise.resolve(),
+        opened: false,
+        backlog: [],
+        views: new Map(),
+        loading: new Map(),
+        ended: new Map(),
+      };
+      this.#rooms.set(key, room);
+      room.ready = this.#open(room);
+    }
+    room.holders++;
+    try {
+      await room.ready;
+    } catch (error) {
+      this.#release(room);
+      throw error;
+    }
+  }
+
+  closeRoom(key: RoomKey): void {
+    const room = this.#rooms.get(key);
+    if (room) this.#release(room);
+  }
+
+  /** Live runs with their output so far. What is pushed from now on continues it. */
+  snapshot(key: RoomKey): LiveRun[] {
+    return [...(this.#rooms.get(key)?.views.values() ?? [])].map((view) => view.snapshot());
+  }
+
+  /** The view of a live run in an open room. */
+  find(key: RoomKey, run: string): RunView | undefined {
+    return this.#rooms.get(key)?.views.get(run);
+  }
+
+  /** A `chunk` or `run` announcement of another gateway. */
+  receive(key: RoomKey, message: Announcement): void {
+    const room = this.#rooms.get(key);
+    if (!room || message.frame === '') return;
+    if (message.kind === 'chunk') {
+      const chunk = chunkOf(message.key, message.frame);
+      if (chunk) this.#with(room, chunk.run, (view) => view.chunk(chunk));
+    } else if (message.kind === 'run') {
+      const news = newsOf(message.frame);
+      this.#with(room, message.key, (view) => {
+        if (news.push === 'run.reset') view.reset(news.payload.attempt, news.payload.reason);
+        else view.state(news.payload);
+      });
+    }
+  }
+
+  /** A chunk of a worker that pushes to this gateway. */
+  chunk(key: RoomKey, chunk: Chunk): void {
+    const room = this.#rooms.get(key);
+    if (room) this.#with(room, chunk.run, (view) => view.chunk(chunk));
+  }
+
+  /** A run as the store has just told, `reason` where it starts over. */
+  changed(stored: StoredRun, reason: ResetReason = 'worker_lost'): void {
+    const room = this.#rooms.get(roomKey(stored.tenant, stored.room));
+    if (room) this.#stored(room, stored, reason);
+  }
+
+  /**
+   * Heals what lost announcements left: runs nobody told of, states, ends, output. One query for all rooms.
+   * @throws TuttiError `log_unavailable`.
+   */
+  async check(keys: readonly RoomKey[]): Promise<void> {
+    const rooms = keys.map((key) => this.#rooms.get(key)).filter((room) => room?.opened === true) as OpenRoom[];
+    if (rooms.length === 0) return;
+    const known = rooms.flatMap((room) => [...room.views.values()].map((view) => ({ room, view })));
+    const live = new Set<string>();
+    for (const stored of await this.#store.live(rooms.map((room) => room.key))) {
+      live.add(stored.id);
+      const room = this.#rooms.get(roomKey(stored.tenant, stored.room));
+      if (room?.opened) this.#stored(room, stored, 'worker_lost');
+    }
+    for (const { room, view } of known) {
+      if (live.has(view.id) || view.over || room.views.get(view.id) !== view) continue;
+      const stored = await this.#store.get(tenantOf(room.key), view.id);
+      if (stored) this.#stored(room, stored, 'worker_lost');
+      else this.#forget(room, view); // the room was erased
+    }
+    const before = Date.now() - ENDED_KEPT_MS;
+    for (const { ended } of rooms) {
+      for (const [run, at] of ended) if (at < before) ended.delete(run);
+    }
+  }
+
+  close(): void {
+    for (const room of this.#rooms.values()) for (const view of room.views.values()) view.close();
+    this.#rooms.clear();
+  }
+
+  async #open(room: OpenRoom): Promise<void> {
+    for (const stored of await this.#store.live([room.key])) {
+      const view = this.#view(room, stored);
+      if (stored.committed > 0) await view.load();
+      else view.loaded();
+      room.views.set(view.id, view);
+    }
+    room.opened = true;
+    for (const act of room.backlog.splice(0)) act();
+  }
+
+  #release(room: OpenRoom): void {
+    if (--room.holders > 0) return;
+    if (this.#rooms.get(room.key) === room) this.#rooms.delete(room.key);
+    for (const view of room.views.values()) view.close();
+  }
+
+  /** Does it with the run's view, when there is one; an ended run has none. */
+  #with(room: OpenRoom, run: string, act: Act): void {
+    if (!room.opened) {
+      if (room.backlog.length < BACKLOG_MAX) room.backlog.push(() => this.#with(room, run, act));
+      return;
+    }
+    if (room.ended.has(run)) return;
+    const view = room.views.get(run);
+    if (view) {
+      act(view);
+      return;
+    }
+    const waiting = room.loading.get(run);
+    if (!waiting) {
+      room.loading.set(run, [act]);
+      void this.#load(room, run);
+    } else if (waiting.length < BACKLOG_MAX) waiting.push(act);
+  }
+
+  /** A run that readers were not told of. What it did before is read from the store. */
+  async #load(room: OpenRoom, run: string): Promise<void> {
+    try {
+      const stored = await this.#store.get(tenantOf(room.key), run);
+      const acts = room.loading.get(run) ?? [];
+      room.loading.delete(run);
+      if (this.#rooms.get(room.key) !== room || !stored) return;
+      this.#stored(room, stored, 'worker_lost');
+      for (const act of acts) this.#with(room, run, act);
+    } catch (error) {
+      room.loading.delete(run);
+      this.#deps.log.warn({ error, run }, 'A run could not be read; the next check will.');
+    }
+  }
+
+  #stored(room: OpenRoom, stored: StoredRun, reason: ResetReason): void {
+    if (!room.opened) {
+      if (room.backlog.length < BACKLOG_MAX) room.backlog.push(() => this.#stored(room, stored, reason));
+      return;
+    }
+    if (room.ended.has(stored.id)) return;
+    const run = toRun(stored);
+    let view = room.views.get(stored.id);
+    if (!view) {
+      // Readers who never heard of a run that is over have its end in the room's log.
+      if (isTerminal(stored.state)) {
+        room.ended.set(stored.id, Date.now());
+        return;
+      }
+      view = this.#view(room, stored);
+      room.views.set(view.id, view);
+      view.introduce();
+    } else {
+      view.reset(stored.attempt, reason);
+      view.state(run, run);
+    }
+    view.committedTo(stored.attempt, stored.committed);
+  }
+
+  #view(room: OpenRoom, stored: StoredRun): RunView {
+    const view: RunView = new RunView(room.key, toRun(stored), this.#deps, () => {
+      room.ended.set(view.id, Date.now());
+      if (room.views.get(view.id) === view) room.views.delete(view.id);
+    });
+    return view;
+  }
+
+  #forget(room: OpenRoom, view: RunView): void {
+    view.close();
+    room.ended.set(view.id, Date.now());
+    room.views.delete(view.id);
+  }
+}
