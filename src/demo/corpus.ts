@@ -94,10 +94,16 @@ function proseOf(markdown: string): string {
 const WHOLE =
   /^(?:A|An|Any|The|This|That|These|Those|Each|Every|Everything|It|If|When|Where|One|Nothing|Nobody|Only|Several|What) /;
 
+const VERB =
+  / (?:is|are|was|were|has|have|gets?|makes?|may|must|can|will|does|goes|comes?|ends?|keeps?|sends?|tells?) /;
+
 /** The whole sentences in the doc comments of a source file. */
 function commentsOf(source: string): string {
   const comments = source.match(/\/\*\*?[\s\S]*?\*\//g) ?? [];
   return comments
     .map((comment) => comment.replace(/^\s*\/?\*+\/?|\*\/$/gm, ' ').replace(/@\w+[^\n]*/g, ''))
+    .flatMap((comment) => comment.replace(/\s+/g, ' ').split(/(?<=[.!?]) (?=[A-Z])/))
+    .map((sentence) => sentence.trim())
+    .filter((sentence) => WHOLE.test(sentence) && VERB.test(sentence) && !/[;:]/.test(sentence))
     .join('\n\n');
 }

@@ -63,7 +63,7 @@ export interface RunningWorker {
  * lost connection, so a restarted gateway costs nothing; a run that was cancelled or lost aborts its handler.
  */
 export function runWorker(options: WorkerOptions): RunningWorker {
-  const active = new Map<string, { abort: AbortController; ended: Promise<void>; carried: boolean }>();
+  const active = new Map<string, { abort: AbortController; ended: Promise<void> }>();
   let stopping = false;
   let finished: () => void = () => undefined;
   let failed: (error: Refusal) => void = () => undefined;
@@ -81,29 +81,23 @@ export function runWorker(options: WorkerOptions): RunningWorker {
     refused: (error) => failed(error),
   });
 
-  /** Runs of an earlier connection are unknown to this one and take room until they end. */
   const announce = () => {
-    const carried = [...active.values()].filter((one) => one.carried).length;
-    const capacity = stopping ? 0 : Math.max(options.capacity - carried, 0);
+    const capacity = stopping ? 0 : options.capacity;
     socket.request('worker.ready', { models: options.models, capacity }).catch((error: unknown) => {
       if (error instanceof Refusal && !error.retryable) failed(error);
       else if (socket.connected) setTimeout(announce, 1000).unref();
     });
   };
-  socket.onConnected(() => {
-    for (const one of active.values()) one.carried = true;
-    announce();
-  });
+  socket.onConnected(announce);
 
   function start(assignment: Assignment): void {
     const id = assignment.run.id;
     active.get(id)?.abort.abort('fenced');
     const abort = new AbortController();
-    const entry = { abort, ended: Promise.resolve(), carried: false };
+    const entry = { abort, ended: Promise.resolve() };
     active.set(id, entry);
     entry.ended = serve(socket, assignment, options.handle, abort).finally(() => {
       if (active.get(id) === entry) active.delete(id);
-      if (entry.carried && socket.connected) announce();
     });
   }
 
@@ -143,11 +137,6 @@ async function serve(
     if (!abort.signal.aborted) await output.end({ name: 'run.fail', body: failureOf(error) });
   } finally {
     output.close();
-  }
-  if (abort.signal.reason === 'cancelled') {
-    // The run is over already; the last word only tells the gateway that this worker has room again.
-    const body = { run: assignment.run.id, fence: assignment.fence };
-    await socket.request('run.finish', body).catch(() => undefined);
   }
 }
 

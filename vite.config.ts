@@ -1,0 +1,8 @@
+import { defineConfig } from 'vite';
+
+/** The page: built into `dist/web`, which the gateway serves. `TUTTI_URL` lets `vite` serve it beside a gateway. */
+export default defineConfig({
+  root: 'web',
+  build: { outDir: '../dist/web', emptyOutDir: true, target: 'es2022', modulePreload: { polyfill: false } },
+  oxc: { jsx: { runtime: 'automatic', importSource: 'preact' } },
+});
