@@ -1,0 +1,298 @@
+import uWS from 'uWebSockets.js';
+import { existsSync } from 'node:fs';
+import { fileURLToPath } from 'node:url';
+import { createMemoryBus } from './bus/memory.js';
+import { createRedisBus } from './bus/redis.js';
+import type { Config } from './config.js';
+import { Authenticator } from './core/auth.js';
+import type { Bus } from './core/bus.js';
+import { systemClock } from './core/clock.js';
+import type { Directory } from './core/directory.js';
+import { Feeds } from './core/feeds.js';
+import { roomOf, systemKey } from './core/keys.js';
+import { ConnectionLimits } from './core/limits.js';
+import { Revocations } from './core/revocations.js';
+import { Rooms } from './core/rooms.js';
+import { Runs } from './core/runs.js';
+import type { Logger } from './core/telemetry.js';
+import type { Outlet } from './core/viewer.js';
+import { type Database, openDatabase } from './db/database.js';
+import { createDirectory } from './db/directory.js';
+import { createEventLog } from './db/event-log.js';
+import { verifyIsolation } from './db/isolation.js';
+import { migrate } from './db/migrate.js';
+import { createRunStore } from './db/run-store.js';
+import type { Route } from './http/route.js';
+import { mountHttp } from './http/server.js';
+import { MAX_DATA_BYTES, MAX_HISTORY_LIMIT } from './protocol/primitives.js';
+import { SocketServer } from './realtime/server.js';
+import { createMetrics } from './telemetry/metrics.js';
+
+export interface GatewayOptions {
+  config: Config;
+  /** Of the configured or the embedded Postgres. */
+  databaseUrl: string;
+  log: Logger;
+  /** Called once the schema stands: what it returns is served beside the contract's routes. */
+  prepare?: (directory: Directory) => Promise<readonly Route[]>;
+}
+
+/** A gateway that serves. */
+export interface Gateway {
+  /** Where it listens, for example `http://127.0.0.1:3000`. */
+  readonly url: string;
+  /** Leaves service without losing anything (DRN1): readiness fails, clients move on, what was accepted is committed. */
+  drain(): Promise<void>;
+}
+
+const WEB_DIR = fileURLToPath(new URL('../dist/web', import.meta.url));
+/** Clients are told to move within this share of the grace period. */
+const DISMISS_SHARE = 0.4;
+const DISMISS_MAX_MS = 4000;
+
+/**
+ * The composition root: constructs everything, migrates the database, listens.
+ * @throws DatabaseSetupError, TuttiError `log_unavailable`, or an Error that says which port is taken.
+ */
+export async function startGateway({ config, databaseUrl, log, prepare }: GatewayOptions): Promise<Gateway> {
+  const metrics = createMetrics();
+  const nodeId = config.TUTTI_NODE_ID;
+  const database = await openDatabase({
+    url: databaseUrl,
+    poolSize: config.TUTTI_DB_POOL_SIZE,
+    appRole: config.TUTTI_DB_APP_ROLE,
+  });
+  const migrated = await migrate(database);
+  if (migrated.length > 0) log.info({ migrated }, 'Database migrated');
+  await checkIsolation(database, config, log);
+
+  const directory = createDirectory(database);
+  const extraRoutes = (await prepare?.(directory)) ?? [];
+  const revocations = new Revocations({
+    directory,
+    log,
+    pollMs: config.TUTTI_REVOCATION_POLL_MS,
+    tokenLifeMs: config.TUTTI_TOKEN_TTL_MAX_SECONDS * 1000,
+  });
+  const auth = new Authenticator({
+    directory,
+    revocations,
+    tokenTtlMaxSeconds: config.TUTTI_TOKEN_TTL_MAX_SECONDS,
+    pollMs: config.TUTTI_REVOCATION_POLL_MS,
+    demo: !config.production,
+  });
+
+  const bus = await openBus(config, { log, metrics });
+  const eventLog = createEventLog(database, appendLimits(config), metrics, log);
+  const outlets: Outlet[] = [];
+  const outlet: Outlet = {
+    publish(room, frame, except) {
+      for (const one of outlets) one.publish(room, frame, except);
+    },
+  };
+  const clock = systemClock;
+  const feeds = new Feeds({ log: eventLog, bus, outlet, clock, metrics, logger: log, limits: feedLimits(config) });
+  const runs = new Runs({
+    store: createRunStore(database),
+    bus,
+    rooms: feeds,
+    metrics,
+    log,
+    nodeId,
+    limits: runLimits(config),
+  });
+  const rooms = new Rooms({
+    log: eventLog,
+    feeds,
+    runs,
+    bus,
+    metrics,
+    clock,
+    limits: { roomsPerSession: config.TUTTI_MAX_ROOMS_PER_SESSION },
+  });
+
+  const revoked = systemKey('*', 'revocations');
+  bus.onMessage((room, message) => {
+    if (room === revoked) revocations.poke();
+    else if (roomOf(room).startsWith('!')) runs.receive(room, message);
+    else rooms.receive(room, message);
+  });
+  await Promise.all([bus.subscribe(revoked), revocations.start()]);
+
+  const health = new Health(database);
+  metrics.gauge('bus_connected', () => Number(bus.connected()));
+  metrics.gauge('database_up', () => Number(health.databaseUp));
+  metrics.gauge('draining', () => Number(health.draining));
+
+  const app = uWS.App();
+  const allowedOrigins = config.TUTTI_ALLOWED_ORIGINS.split(',').flatMap((origin) => origin.trim() || []);
+  const connections = new ConnectionLimits({
+    total: config.TUTTI_MAX_CONNECTIONS,
+    perTenant: config.TUTTI_MAX_CONNECTIONS_PER_TENANT,
+    perUser: config.TUTTI_MAX_SESSIONS_PER_USER,
+  });
+  const sockets = new SocketServer({
+    app,
+    rooms,
+    runs,
+    auth,
+    admission: connections,
+    revocations,
+    metrics,
+    log,
+    nodeId,
+    ...(config.REDIS_URL ? { redis: redisOf(config, config.REDIS_URL) } : {}),
+    options: socketOptions(config, allowedOrigins),
+  });
+  const http = mountHttp(app, {
+    rooms,
+    runs,
+    auth,
+    metrics,
+    health,
+    log,
+    limits: httpLimits(config),
+    allowedOrigins,
+    ...(existsSync(WEB_DIR) ? { webDir: WEB_DIR } : {}),
+    connections,
+    revocations,
+    extraRoutes,
+  });
+  outlets.push(sockets, http);
+  feeds.start(runs);
+  runs.start();
+  sockets.start();
+
+  const listening = await listen(app, config.HOST, config.PORT);
+  const url = `http://${config.HOST.includes(':') ? `[${config.HOST}]` : config.HOST}:${listening.port}`;
+  log.info({ url, redis: config.REDIS_URL !== undefined }, 'Gateway listens');
+
+  return {
+    url,
+    async drain() {
+      health.draining = true;
+      listening.close();
+      log.info({}, 'Draining');
+      await http.drain();
+      await sockets.dismiss({ withinMs: Math.min(config.TUTTI_DRAIN_TIMEOUT_MS * DISMISS_SHARE, DISMISS_MAX_MS) });
+      await Promise.all([eventLog.drain(), runs.drain()]);
+      runs.close();
+      feeds.close();
+      revocations.stop();
+      await sockets.close();
+      await bus.close();
+      await database.close();
+      log.info({}, 'Drained');
+    },
+  };
+}
+
+/** What `/readyz` tells a balancer. */
+class Health {
+  draining = false;
+  databaseUp = true;
+
+  constructor(private readonly database: Database) {}
+
+  live(): boolean {
+    return true;
+  }
+
+  async ready(): Promise<{ ready: boolean; reasons: string[] }> {
+    this.databaseUp = await this.database.healthy();
+    const reasons = [
+      ...(this.draining ? ['The gateway drains.'] : []),
+      ...(this.databaseUp ? [] : ['Postgres does not answer.']),
+    ];
+    return { ready: reasons.length === 0, reasons };
+  }
+}
+
+async function checkIsolation(database: Database, { production }: Config, log: Logger): Promise<void> {
+  try {
+    await verifyIsolation(database);
+  } catch (err) {
+    if (production) throw err;
+    log.warn({ err }, 'Postgres does not keep tenants apart; production would refuse to start');
+  }
+}
+
+const redisOf = (config: Config, url: string) => ({
+  url,
+  cluster: config.TUTTI_REDIS_CLUSTER ?? false,
+  prefix: config.TUTTI_REDIS_PREFIX,
+});
+
+async function openBus(config: Config, deps: { log: Logger; metrics: ReturnType<typeof createMetrics> }): Promise<Bus> {
+  if (!config.REDIS_URL) return createMemoryBus();
+  return createRedisBus({ ...redisOf(config, config.REDIS_URL), nodeId: config.TUTTI_NODE_ID, ...deps });
+}
+
+/** Binds the port; several processes may bind the same one. */
+function listen(app: uWS.TemplatedApp, host: string, port: number): Promise<{ port: number; close(): void }> {
+  return new Promise((resolve, reject) => {
+    app.listen(host, port, (socket) => {
+      if (!socket) {
+        reject(new Error(`Cannot listen on ${host}:${port}: the port is taken, or may not be used. Set PORT or HOST.`));
+        return;
+      }
+      resolve({ port: uWS.us_socket_local_port(socket), close: () => uWS.us_listen_socket_close(socket) });
+    });
+  });
+}
+
+const appendLimits = (config: Config) => ({
+  lanes: config.TUTTI_APPEND_LANES,
+  batchMax: config.TUTTI_APPEND_BATCH_MAX,
+  lingerMs: config.TUTTI_APPEND_LINGER_MS,
+  queueMax: config.TUTTI_APPEND_QUEUE_MAX,
+  timeoutMs: config.TUTTI_APPEND_TIMEOUT_MS,
+});
+
+const feedLimits = (config: Config) => ({
+  ringBytes: config.TUTTI_RING_BYTES_PER_ROOM,
+  ringBytesTotal: config.TUTTI_RING_BYTES_TOTAL,
+  gapRepairMs: config.TUTTI_GAP_REPAIR_MS,
+  headCheckMs: config.TUTTI_HEAD_CHECK_MS,
+  lingerMs: config.TUTTI_ROOM_LINGER_MS,
+  replayBufferBytes: config.TUTTI_REPLAY_BUFFER_BYTES,
+});
+
+const runLimits = (config: Config) => ({
+  leaseMs: config.TUTTI_RUN_LEASE_MS,
+  commitMs: config.TUTTI_RUN_COMMIT_MS,
+  segmentBytes: config.TUTTI_RUN_SEGMENT_BYTES,
+  uncommittedMaxBytes: config.TUTTI_RUN_UNCOMMITTED_MAX_BYTES,
+  outputMaxBytes: config.TUTTI_RUN_OUTPUT_MAX_BYTES,
+  maxAttempts: config.TUTTI_RUN_MAX_ATTEMPTS,
+  queueTtlMs: config.TUTTI_RUN_QUEUE_TTL_MS,
+  durationMaxMs: config.TUTTI_RUN_DURATION_MAX_MS,
+  sweepMs: config.TUTTI_RUN_SWEEP_MS,
+  livePerTenant: config.TUTTI_RUNS_LIVE_PER_TENANT,
+});
+
+const httpLimits = (config: Config) => ({
+  maxBodyBytes: config.TUTTI_HTTP_MAX_BODY_BYTES,
+  streamBufferBytes: config.TUTTI_SOCKET_MAX_BACKPRESSURE_BYTES,
+  commandsPerSecond: config.TUTTI_COMMANDS_PER_SECOND,
+  tenantCommandsPerSecond: config.TUTTI_TENANT_COMMANDS_PER_SECOND,
+  tokenGraceMs: config.TUTTI_TOKEN_GRACE_MS,
+});
+
+const socketOptions = (config: Config, allowedOrigins: string[]) => ({
+  allowedOrigins,
+  maxPayloadBytes: config.TUTTI_SOCKET_MAX_PAYLOAD_BYTES,
+  maxBackpressureBytes: config.TUTTI_SOCKET_MAX_BACKPRESSURE_BYTES,
+  maxConnections: config.TUTTI_MAX_CONNECTIONS,
+  pingIntervalMs: config.TUTTI_SOCKET_PING_INTERVAL_MS,
+  pingTimeoutMs: config.TUTTI_SOCKET_PING_TIMEOUT_MS,
+  connectTimeoutMs: config.TUTTI_CONNECT_TIMEOUT_MS,
+  rates: { perSession: config.TUTTI_COMMANDS_PER_SECOND, perTenant: config.TUTTI_TENANT_COMMANDS_PER_SECOND },
+  times: { noticeMs: config.TUTTI_TOKEN_NOTICE_MS, graceMs: config.TUTTI_TOKEN_GRACE_MS },
+  announced: {
+    dataBytes: MAX_DATA_BYTES,
+    historyLimit: MAX_HISTORY_LIMIT,
+    roomsPerSession: config.TUTTI_MAX_ROOMS_PER_SESSION,
+    commandsPerSecond: config.TUTTI_COMMANDS_PER_SECOND,
+  },
+});
