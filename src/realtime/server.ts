@@ -6,10 +6,12 @@ import type { Principal } from '../core/principal.js';
 import type { Logger, Metrics } from '../core/telemetry.js';
 import type { Outlet, Viewer } from '../core/viewer.js';
 import { encodePush, type Frame } from '../protocol/frames.js';
+import { Backlog } from './backlog.js';
 import { ControlPlane, type ControlRedis } from './control.js';
 import { Dispatch, type DispatchDeps } from './dispatch.js';
 import { type HandlerDeps, roomCommands } from './handlers.js';
 import { type Admission, type Credentials, handshake } from './handshake.js';
+import type { Link } from './link.js';
 import { CommandLimits, type CommandRates } from './rate.js';
 import { type Session, Sessions, type SessionTimes } from './session.js';
 import { guardApp, type UpgradeOptions } from './upgrade.js';
@@ -57,7 +59,8 @@ export class SocketServer implements Outlet {
   readonly #sessions: Sessions;
   readonly #limits: CommandLimits;
   readonly #control: ControlPlane;
-  readonly #links: ReadonlySet<{ sample(): void; terminate(): void }>;
+  readonly #links: ReadonlySet<Link>;
+  readonly #backlog: Backlog;
   #state: 'open' | 'draining' | 'closed' = 'open';
 
   /** Adds its routes to the app; they serve as soon as the app listens. */
@@ -95,6 +98,7 @@ export class SocketServer implements Outlet {
       },
     );
     this.#links = links;
+    this.#backlog = new Backlog(links, options.maxBackpressureBytes / 8);
     this.#io.attachApp(guarded);
     this.#serveRooms();
     this.#serveWorkers();
@@ -104,10 +108,7 @@ export class SocketServer implements Outlet {
   /** Begins to watch for ended and revoked tokens. */
   start(): void {
     const { revocations } = this.#deps;
-    this.#sessions.start(() => {
-      for (const link of this.#links) link.sample();
-      this.#limits.sweep(Date.now());
-    });
+    this.#sessions.start(() => this.#limits.sweep(Date.now()));
     revocations.onRevoked((revocation) => {
       this.#endRevoked(revocation);
       this.#control.revoked(revocation, Date.now());
@@ -125,6 +126,7 @@ export class SocketServer implements Outlet {
     if (readers === 0) return;
     const leftOut = except instanceof SocketViewer && except.publish(room, frame);
     if (!leftOut) app.publish(topic, frame);
+    this.#backlog.add(frame.length);
     metrics.add('deliveries', { push: frame.slice(4, frame.indexOf('"', 4)) }, leftOut ? readers - 1 : readers);
   }
 

@@ -122,19 +122,33 @@ export const runOf = (id: string, state: Run['state'] = 'claimed'): Run => ({
   createdAt: 1,
 });
 
+interface StageClaim {
+  models: string[];
+  open: boolean;
+  give(assignment: Assignment | undefined): void;
+}
+
 /** Runs without a database: assignments are handed out by the test. */
 class StageRuns {
   readonly cancels = new EventEmitter();
   readonly calls: string[] = [];
-  readonly waiting: { models: string[]; give(assignment: Assignment | undefined): void; signal: AbortSignal }[] = [];
+  readonly waiting: StageClaim[] = [];
   answer: PushReply | TuttiError = { committed: 1, cancelled: false };
 
   create = async () => ({ run: runOf('r0', 'queued'), created: true });
   cancel = async (_: Principal, id: string) => runOf(id, 'cancelled');
   claim = (_: Principal, { models }: { models: string[] }, signal: AbortSignal) =>
     new Promise<Assignment | undefined>((resolve) => {
-      this.waiting.push({ models, give: resolve, signal });
-      signal.addEventListener('abort', () => resolve(undefined));
+      const claim: StageClaim = {
+        models,
+        open: true,
+        give(assignment) {
+          claim.open = false;
+          resolve(assignment);
+        },
+      };
+      this.waiting.push(claim);
+      signal.addEventListener('abort', () => claim.give(undefined));
     });
   push = (_: Principal, { run, n }: { run: string; n: number }) => this.#say(`push ${run} ${n}`);
   heartbeat = (_: Principal, { run }: { run: string }) => this.#say(`heartbeat ${run}`);
