@@ -118,9 +118,12 @@ class LinePool implements Database {
 
   async #scoped<T>(tx: Tx, tenants: string, work: (tx: Tx) => Promise<T>): Promise<T> {
     const limit = String(this.#timeoutMs);
-    // Not awaited by itself: what follows travels with it, and fails where this fails.
-    const scope = tx`select set_config('role', ${this.appRole}, true), set_config('tutti.tenants', ${tenants}, true),
-      set_config('statement_timeout', ${limit}, true), set_config('idle_in_transaction_session_timeout', ${limit}, true)`;
+    // Sent before the work's first statement but not waited for: both travel together, in order, and where this
+    // fails the transaction is aborted and so are they. `execute`, because a query else begins when it is awaited.
+    const scope = tx`
+      select set_config('role', ${this.appRole}, true), set_config('tutti.tenants', ${tenants}, true),
+        set_config('statement_timeout', ${limit}, true), set_config('idle_in_transaction_session_timeout', ${limit}, true)
+    `.execute();
     const [result] = await Promise.all([work(tx), scope]);
     return result;
   }

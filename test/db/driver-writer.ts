@@ -4,7 +4,7 @@ import postgres from 'postgres';
  * A process that writes through the driver for as long as it is told to, by the ways the database code uses, while
  * the test kills Postgres. Says on stdout what became of its queries. An uncaught error ends it, as it would a gateway.
  */
-const sql = postgres(process.argv[2] ?? '', { max: 6, connect_timeout: 2, backoff: 0.02, onnotice: () => {} });
+const sql = postgres(process.argv[2] ?? '', { max: 6, connect_timeout: 2, backoff: () => 0.02, onnotice: () => {} });
 const tally = { started: 0, done: 0, failed: 0, doneSinceMark: 0 };
 const large = 'x'.repeat(4000);
 let running = true;
