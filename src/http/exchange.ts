@@ -114,13 +114,13 @@ export class Exchange {
    * The whole answer. `body` of a HEAD request is measured and not sent. What is left of the request's body is discarded
    * by uWS: closing instead would reset the connection, and the client might never read the answer.
    */
-  answer(status: number, headers: Record<string, string>, body?: string | Uint8Array): void {
+  answer(status: number, headers: Record<string, string>, body: string | Uint8Array = ''): void {
     if (this.#state !== 'open') return;
     this.status = status;
     this.resume();
     this.#res.cork(() => {
       this.#writeHead(status, headers);
-      if (body === undefined) this.#res.endWithoutBody();
+      if (status === 204 || status === 304) this.#res.endWithoutBody();
       else if (this.head.method === 'HEAD') this.#res.endWithoutBody(Buffer.byteLength(body));
       else this.#res.end(body);
     });

@@ -3,7 +3,7 @@ import { type ErrorCode, errors } from '../errors.js';
 import { capabilities } from './capabilities.js';
 import { commands } from './commands.js';
 import { part } from './parts.js';
-import { MAX_HISTORY_LIMIT, roomName, runId, seq, userId } from './primitives.js';
+import { jsonData, MAX_HISTORY_LIMIT, roomName, runId, seq, userId } from './primitives.js';
 import { run } from './runs.js';
 import { assignment, claimBody, failBody, fence, finishBody, pushReply } from './worker.js';
 
@@ -29,13 +29,18 @@ const queryInt = (min: number, max: number, description: string) =>
 export const roomParams = z.object({ room: roomName });
 export const runParams = z.object({ id: runId });
 
-/** `POST /v1/tokens`. `info` is at most 1 KiB, which minting checks. */
+/** Largest `info`, in UTF-8 bytes of JSON. */
+const INFO_MAX_BYTES = 1024;
+
+/** `POST /v1/tokens`. */
 export const mintBody = z.strictObject({
   user: userId,
   name: z.string().min(1).max(256).optional(),
   cap: capabilities,
   ttlSeconds: z.int().min(1).max(TOKEN_TTL_MAX_SECONDS),
-  info: z.unknown().optional(),
+  info: jsonData(INFO_MAX_BYTES)
+    .transform((text): unknown => JSON.parse(text))
+    .optional(),
 });
 export type MintBody = z.output<typeof mintBody>;
 export const mintReply = z.object({ token: z.string(), expiresAt: z.int() });

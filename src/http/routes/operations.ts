@@ -1,4 +1,5 @@
 import type { Registry } from 'prom-client';
+import { z } from 'zod';
 import { liveness, readiness } from '../../protocol/http.js';
 import { docsPage } from '../docs.js';
 import { DOCS_POLICY } from '../headers.js';
@@ -52,7 +53,7 @@ export function documentationRoutes(routes: readonly Route[]): Route[] {
       path: '/openapi.json',
       id: 'openapi',
       summary: 'This description',
-      responses: { 200: { description: 'OpenAPI 3.1.', type: 'application/json' } },
+      responses: { 200: { description: 'OpenAPI 3.1.', schema: z.looseObject({ openapi: z.string() }) } },
       handle: () => ({ status: 200, type: 'application/json', body: openapi }),
     }),
     route({
