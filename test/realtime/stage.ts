@@ -13,6 +13,7 @@ import { broadcastFrame, type EventRecord, eventFrame, eventJson } from '../../s
 import { toJsonText } from '../../src/protocol/primitives.js';
 import type { Run } from '../../src/protocol/runs.js';
 import type { Assignment, PushReply } from '../../src/protocol/worker.js';
+import type { ControlRedis } from '../../src/realtime/control.js';
 import { SocketServer, type SocketServerDeps, type SocketServerOptions } from '../../src/realtime/server.js';
 
 export const allRights: Principal['capabilities'] = {
@@ -204,7 +205,10 @@ export interface Stage {
 }
 
 /** A socket server on a free port (or the one given), without the rest of a gateway. */
-export async function openStage(options: Partial<SocketServerOptions> = {}, port = 0): Promise<Stage> {
+export async function openStage(
+  options: Partial<SocketServerOptions> = {},
+  { port = 0, redis }: { port?: number; redis?: ControlRedis } = {},
+): Promise<Stage> {
   const app = uWS.App();
   const recorder = new Recorder();
   const runs = new StageRuns();
@@ -215,7 +219,7 @@ export async function openStage(options: Partial<SocketServerOptions> = {}, port
     rooms,
     runs,
     auth: { token: principalOf, key: principalOf },
-    admission: new ConnectionLimits({ total: 1000, perTenant: 500, perUser: 5 }),
+    admission: new ConnectionLimits({ total: 100_000, perTenant: 100_000, perUser: 5 }),
     revocations: {
       onRevoked: (listener) => void listeners.push(listener),
       applies: (revocation, principal) => revocation.subject === principal.id,
@@ -224,6 +228,7 @@ export async function openStage(options: Partial<SocketServerOptions> = {}, port
     metrics: recorder,
     log: recorder,
     nodeId: 'stage',
+    ...(redis ? { redis } : {}),
     options: {
       allowedOrigins: [],
       maxPayloadBytes: 256 * 1024,
