@@ -24,7 +24,7 @@ beforeAll(async () => {
   for (let i = 0; i < 3; i++) {
     const busPort = await freePort();
     busPorts.push(busPort);
-    const settings = ['--cluster-enabled', 'yes', '--cluster-port', String(busPort), '--cluster-node-timeout', '3000'];
+    const settings = ['--cluster-enabled', 'yes', '--cluster-port', String(busPort), '--cluster-node-timeout', '30000'];
     nodes.push(await startRedis(settings));
   }
   const bounds = [0, 5461, 10923, 16384];
