@@ -120,9 +120,11 @@ class LinePool implements Database {
     const limit = String(this.#timeoutMs);
     // Sent before the work's first statement but not waited for: both travel together, in order, and where this
     // fails the transaction is aborted and so are they. `execute`, because a query else begins when it is awaited.
+    // A plan made while the tables were small would else read them whole for as long as the connection lives.
     const scope = tx`
       select set_config('role', ${this.appRole}, true), set_config('tutti.tenants', ${tenants}, true),
-        set_config('statement_timeout', ${limit}, true), set_config('idle_in_transaction_session_timeout', ${limit}, true)
+        set_config('statement_timeout', ${limit}, true), set_config('enable_seqscan', 'off', true),
+        set_config('idle_in_transaction_session_timeout', ${limit}, true)
     `.execute();
     const [result] = await Promise.all([work(tx), scope]);
     return result;

@@ -9,8 +9,14 @@ export function codeOf(thrown: unknown): string | undefined {
 const SQLSTATE = /^[0-9A-Z]{5}$/;
 /** Data exception, integrity violation, check option, program limit, raised by a trigger. */
 const DATA = /^(22|23|44|54|P0)/;
-/** Connection, rollback of a transaction, resources, operator intervention, system error, read-only, lock not to be had. */
-const PASSING = /^(08|40|53|57|58|25006|55P03|25P0)/;
+/**
+ * Connection, login, unknown database, rollback of a transaction, resources, operator intervention, system error,
+ * read-only or lost transaction, lock not to be had.
+ */
+const PASSING = /^(08|25|28|3D|40|53|57|58|55P03)/;
+/** Codes of the driver and of Node, but for those of a wrong call, which is a fault of ours and no connection's. */
+const NO_FAULT =
+  /^(?!UNDEFINED_VALUE|NOT_TAGGED_CALL|MAX_PARAMETERS_EXCEEDED|UNSAFE_TRANSACTION|ERR_(?!SSL|TLS|SOCKET|STREAM))/;
 
 /** Whether Postgres refuses the data of the statement, so that the same statement fails again. */
 export function isDataError(thrown: unknown): boolean {
@@ -26,7 +32,8 @@ export function asDatabaseRefusal(thrown: unknown): TuttiError {
   if (thrown instanceof TuttiError) return thrown;
   const code = codeOf(thrown);
   if (isDataError(thrown)) return new TuttiError('bad_request', 'The database refuses this data.', { cause: thrown });
-  if (code !== undefined && (!SQLSTATE.test(code) || PASSING.test(code))) {
+  const passing = code !== undefined && (SQLSTATE.test(code) ? PASSING : NO_FAULT).test(code);
+  if (passing) {
     return new TuttiError('log_unavailable', 'The database is not available.', { cause: thrown });
   }
   return asTuttiError(thrown);
