@@ -57,20 +57,28 @@ export class NgramModel {
         .map(fold)
         .filter((word) => word.length > 2 && !STOP.has(word)),
     );
-    const used = new Set<number>();
+    const used = new Set<string>();
+    const said = new Set<string>();
     for (let count = 0; count < minTokens; ) {
-      const words = this.#begin(topic, used, random);
-      let length = 0;
-      for (const token of this.#sentence(words, topic, random)) {
-        yield count + length === 0 ? token.trimStart() : token;
-        length++;
-        if (count + length >= maxTokens) {
-          yield '.';
-          return;
-        }
+      const tokens = this.#unsaid(said, topic, used, random);
+      for (const token of tokens) {
+        yield count === 0 ? token.trimStart() : token;
+        if (++count < maxTokens) continue;
+        if (!/[.!?]/.test(token)) yield '.';
+        return;
       }
-      count += length;
     }
+  }
+
+  /** A sentence that was not said yet, if a few tries find one. */
+  #unsaid(said: Set<string>, topic: Set<string>, used: Set<string>, random: () => number): string[] {
+    let tokens: string[] = [];
+    for (let tries = 0; tries < 8; tries++) {
+      tokens = [...this.#sentence(this.#begin(topic, used, random), topic, random)];
+      if (tokens.length > 5 && !said.has(tokens.join(''))) break;
+    }
+    said.add(tokens.join(''));
+    return tokens;
   }
 
   *#sentence(start: string[], topic: Set<string>, random: () => number): Generator<string> {
@@ -99,20 +107,19 @@ export class NgramModel {
     return END;
   }
 
-  /** The first two words of a sentence that has to do with the topic, or of any. */
-  #begin(topic: Set<string>, used: Set<number>, random: () => number): string[] {
-    let best = -1;
+  /** The first three words of a sentence that has to do with the topic, or of any. */
+  #begin(topic: Set<string>, used: Set<string>, random: () => number): string[] {
+    let best: string[] = [];
     let bestScore = -1;
-    for (let i = 0; i < this.#sentences.length; i++) {
-      const sentence = this.#sentences[i];
-      if (!sentence || used.has(i)) continue;
+    for (const sentence of this.#sentences) {
+      if (used.has(sentence.slice(0, 4).join(' '))) continue;
       const hits = new Set(sentence.map(fold).filter((word) => topic.has(word))).size;
       const score = hits * 2 + random() * 1.5;
-      if (score > bestScore) [best, bestScore] = [i, score];
+      if (score > bestScore) [best, bestScore] = [sentence, score];
     }
-    if (best < 0) used.clear();
-    else used.add(best);
-    return (this.#sentences[Math.max(best, 0)] ?? []).slice(0, 2);
+    if (best.length === 0) used.clear();
+    used.add(best.slice(0, 4).join(' '));
+    return (best.length === 0 ? (this.#sentences[0] ?? []) : best).slice(0, 3);
   }
 
   #learn(sentence: string[]): void {

@@ -92,7 +92,7 @@ async function call(server: OpenAiServer, path: string, signal: AbortSignal, bod
   const url = `${server.baseUrl.replace(/\/+$/, '')}/${path}`;
   const headers: Record<string, string> = { accept: body ? 'text/event-stream' : 'application/json' };
   if (body) headers['content-type'] = 'application/json';
-  if (server.apiKey) headers['authorization'] = `Bearer ${server.apiKey}`;
+  if (server.apiKey) headers.authorization = `Bearer ${server.apiKey}`;
   let response: Response;
   try {
     response = await fetch(
