@@ -9,7 +9,7 @@ import type { Credentials } from './handshake.js';
 import type { Session } from './session.js';
 
 /** What clients ask of runs. */
-export interface RunRequests {
+interface RunRequests {
   create(principal: Principal, payload: CommandPayload<'run.create'>): Promise<{ run: Run; created: boolean }>;
   cancel(principal: Principal, runId: string): Promise<Run>;
 }

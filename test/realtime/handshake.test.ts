@@ -119,6 +119,21 @@ test('a socket that never presents a token is closed', async () => {
   await client.closed;
 });
 
+test('a full gateway answers 503 before the upgrade, and serves again when somebody left', async () => {
+  const full = await openStage({ maxConnections: 1 });
+  const first = await connect({ url: full.url, token: tokenOf() });
+  const second = new RawClient(full.port);
+  second.upgrade();
+  await second.until('HTTP/1.1 503');
+  expect(second.received).toContain('"code":"quota_exceeded"');
+  second.socket.destroy();
+  first.close();
+  await expect
+    .poll(() => connect({ url: full.url, token: tokenOf() }).then((client) => client.close()))
+    .toBe(undefined);
+  await full.close();
+});
+
 describe('Origin', () => {
   test.each([
     ['none', '', 'h:3000', true],

@@ -174,7 +174,7 @@ class StageRuns {
 }
 
 /** Metrics and log lines as they were reported. */
-export class Recorder implements Metrics, Logger {
+class Recorder implements Metrics, Logger {
   readonly counts = new Map<string, number>();
   readonly lines: string[] = [];
   add(name: string, labels: object, by = 1): void {
