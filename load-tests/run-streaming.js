@@ -18,6 +18,7 @@ const firstToken = new Trend('tutti_run_first_token', true);
 const tokenDuration = new Trend('tutti_token_delivery_duration', true);
 const tokens = new Counter('tutti_tokens_delivered');
 const broken = new Counter('tutti_outputs_broken');
+const whole = new Counter('tutti_outputs_whole');
 const completed = new Rate('tutti_runs_completed');
 
 export const options = {
@@ -25,6 +26,7 @@ export const options = {
   thresholds: {
     ...promises,
     tutti_outputs_broken: ['count==0'],
+    tutti_outputs_whole: ['count>0'],
     tutti_runs_completed: ['rate==1'],
     tutti_tokens_delivered: ['count>0'],
     tutti_run_first_token: ['p(95)<3000'],
@@ -82,7 +84,8 @@ export async function view({ name, credentials, startAt }) {
         } else if (push === 'event' && payload.type === 'run.completed') {
           const run = payload.data.run.id || payload.data.run;
           const output = outputs.get(run);
-          if (!output?.whole()) {
+          if (output?.whole()) whole.add(1);
+          else {
             broken.add(1);
             console.error(`run ${run}: ${output ? output.text : 'no output'}`);
           }
