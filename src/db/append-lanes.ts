@@ -90,7 +90,9 @@ class Lane {
   readonly #queues = new Map<string, Waiting[]>();
   #queued = 0;
   #working = false;
-  #linger: NodeJS.Timeout | undefined;
+  /** Events worth waiting for before a batch leaves. */
+  #target = 1;
+  #gathered: (() => void) | undefined;
   #lastBatchMs = 10;
   #onIdle: (() => void)[] = [];
 
@@ -133,30 +135,37 @@ class Lane {
   }
 
   #wake(): void {
-    if (this.#working) return;
-    if (this.#queued >= this.#limits.batchMax || this.#limits.lingerMs === 0) {
-      clearTimeout(this.#linger);
-      this.#linger = undefined;
-      void this.#work();
-    } else {
-      this.#linger ??= setTimeout(() => {
-        this.#linger = undefined;
-        if (!this.#working) void this.#work();
-      }, this.#limits.lingerMs);
-    }
+    if (!this.#working) void this.#work();
+    else if (this.#queued >= this.#target) this.#gathered?.();
   }
 
   async #work(): Promise<void> {
     this.#working = true;
     // Whoever appends in this turn of the loop comes along.
     await undefined;
-    for (let batch = this.#take(); batch.length > 0; batch = this.#take()) {
+    while (this.#queued > 0) {
+      if (this.#queued < this.#target && this.#limits.lingerMs > 0) await this.#company();
+      const batch = this.#take();
       const began = performance.now();
       await this.#settle(batch);
       this.#lastBatchMs = performance.now() - began;
+      this.#target = Math.min(this.#limits.batchMax, Math.max(1, batch.length, Math.floor(this.#target * 0.9)));
     }
     this.#working = false;
     for (const resolve of this.#onIdle.splice(0)) resolve();
+  }
+
+  /** Waits for about as many events as came lately, so that a lone publisher waits for nobody. */
+  #company(): Promise<void> {
+    return new Promise((resolve) => {
+      const done = () => {
+        clearTimeout(timer);
+        this.#gathered = undefined;
+        resolve();
+      };
+      const timer = setTimeout(done, this.#limits.lingerMs);
+      this.#gathered = done;
+    });
   }
 
   /** The next batch: one event of each tenant in turn, each tenant's oldest first. */
