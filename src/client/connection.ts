@@ -13,7 +13,7 @@ export type Session = Pushes['session.ready'];
 export type ConnectionState =
   | { status: 'connecting' }
   | { status: 'connected'; session: Session }
-  | { status: 'waiting'; retryAt: number; reason: string }
+  | { status: 'waiting'; retryAt: number; reason: string; refusal?: Refusal }
   | { status: 'closed'; error?: Refusal };
 
 /** One message as the inspector of a page shows it. */
@@ -200,11 +200,9 @@ export class Connection {
     const backoff = backoffMs(this.#attempt++, 400, this.#options.maxRetryMs ?? 10_000);
     const pause = Math.max(backoff, refusal?.retryAfterMs ?? 0, farewell?.afterMs ?? 0);
     this.#timer = setTimeout(() => void this.#open(), pause);
-    this.#become({
-      status: 'waiting',
-      retryAt: Date.now() + pause,
-      reason: farewell?.message ?? refusal?.message ?? reason,
-    });
+    const text = farewell?.message ?? refusal?.message ?? reason;
+    const state = { status: 'waiting' as const, retryAt: Date.now() + pause, reason: text };
+    this.#become(refusal ? { ...state, refusal } : state);
   }
 
   #end(error?: Refusal): void {

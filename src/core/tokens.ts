@@ -174,9 +174,12 @@ const claims = z.object({
   jti: plainText(256).optional(),
   name: plainText(256).optional(),
   tenant: tenantId.optional(),
-  info: z.unknown().refine((info) => info === undefined || Buffer.byteLength(JSON.stringify(info)) <= INFO_MAX_BYTES, {
-    error: `is larger than ${INFO_MAX_BYTES} bytes`,
-  }),
+  info: z
+    .unknown()
+    .refine((info) => info === undefined || Buffer.byteLength(JSON.stringify(info)) <= INFO_MAX_BYTES, {
+      error: `is larger than ${INFO_MAX_BYTES} bytes`,
+    })
+    .optional(),
 });
 
 /**

@@ -31,7 +31,8 @@ export function Banner() {
     return (
       <div class="banner" role="status">
         <span>
-          The gateway is out of reach. Keep typing:{' '}
+          {state.refusal ? `The gateway refuses: ${state.refusal.message}` : 'The gateway is out of reach.'} Keep
+          typing:{' '}
           {pending > 0
             ? `${pending} waiting, sent as soon as it is back.`
             : 'what you say is kept and sent as soon as it is back.'}
