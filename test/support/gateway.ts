@@ -1,5 +1,5 @@
 import { randomBytes } from 'node:crypto';
-import { chmodSync, existsSync, mkdtempSync, readdirSync, rmSync, statSync } from 'node:fs';
+import { chmodSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { own } from './owned.js';
@@ -76,6 +76,7 @@ export async function startGateway(
     async stop() {
       child.signal('SIGCONT');
       if (child.running()) await child.end('SIGTERM', 5000);
+      endEmbeddedPostgres(env.TUTTI_DATA_DIR ?? scratch);
       rmSync(scratch, { recursive: true, force: true });
     },
   };
@@ -91,6 +92,16 @@ export async function startGateway(
     throw new Error(`The gateway ${why}:\n${gateway.logs()}`);
   }
   return gateway;
+}
+
+/** One that a killed gateway left behind. */
+function endEmbeddedPostgres(dataDir: string): void {
+  try {
+    const pid = Number(readFileSync(join(dataDir, 'postgres/postmaster.pid'), 'utf8').split('\n')[0]);
+    if (pid > 1) process.kill(pid, 'SIGQUIT');
+  } catch {
+    // there is none
+  }
 }
 
 async function answers(url: string): Promise<boolean> {

@@ -87,7 +87,11 @@ export function own(command: string, args: string[], options: OwnOptions = {}): 
 }
 
 function watch(pid: number, signal: string, scratch: string | undefined): ChildProcess {
-  const script = 'cat >/dev/null; kill -s "$1" "$2" 2>/dev/null; if [ -n "$3" ]; then sleep 1; rm -rf "$3"; fi';
+  // An embedded Postgres of a killed gateway lives on; its pid stands in its data directory.
+  const script = `cat >/dev/null; kill -s "$1" "$2" 2>/dev/null
+    [ -n "$3" ] || exit 0
+    for file in "$3"/*/postmaster.pid; do [ -f "$file" ] && kill -s QUIT "$(head -n 1 "$file")" 2>/dev/null; done
+    sleep 1; rm -rf "$3"`;
   const child = spawn('sh', ['-c', script, 'lifeline', signal, String(pid), scratch ?? ''], {
     detached: true,
     stdio: ['pipe', 'ignore', 'ignore'],
