@@ -40,6 +40,11 @@ async function act<T>(work: (shell: Shell) => Promise<T>, text: (result: T) => s
 async function requireTenant({ directory }: Shell, id: string) {
   const found = await directory.tenant(id);
   if (found) return found;
+  if (id === DEMO_TENANT) {
+    throw new ShellError(
+      `There is no tenant "${id}" here: gateways outside production make it. Name one with --tenant.`,
+    );
+  }
   throw new ShellError(`There is no tenant "${id}". "tenant list" shows them, "tenant create ${id}" makes it.`);
 }
 
