@@ -99,7 +99,8 @@ export class Rooms {
 
   /**
    * Old events as JSON texts. Without `order` they come oldest first after a position, else newest first.
-   * @throws TuttiError `forbidden`, `not_found` for a room nobody has used yet, `log_unavailable`.
+   * A room nobody has used yet begins here, empty.
+   * @throws TuttiError `forbidden`, `log_unavailable`.
    */
   async history(
     principal: Principal,
@@ -112,7 +113,7 @@ export class Rooms {
       ...(after === undefined ? {} : { after }),
       ...(before === undefined ? {} : { before }),
     });
-    if (!page) throw noSuchRoom();
+    if (!page) return { events: [], ...(await this.#deps.log.open(tenant, room)) };
     return { events: page.events.map(eventJson), epoch: page.epoch, head: page.head, floor: page.floor };
   }
 

@@ -1,5 +1,6 @@
 import { encodePush } from '../protocol/frames.js';
-import { Fold, type Part } from '../protocol/parts.js';
+import { Fold } from '../protocol/fold.js';
+import type { Part } from '../protocol/parts.js';
 import type { ResetReason } from '../protocol/pushes.js';
 import { isTerminal, type LiveRun, type Run, type RunState } from '../protocol/runs.js';
 import type { RoomOutput } from './feeds.js';

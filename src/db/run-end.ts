@@ -1,7 +1,8 @@
 import type { EndRun, RunChange, Segment } from '../core/run-store.js';
 import { toRun } from '../core/run-wire.js';
 import { TuttiError } from '../errors.js';
-import { Fold, type Part } from '../protocol/parts.js';
+import { Fold } from '../protocol/fold.js';
+import type { Part } from '../protocol/parts.js';
 import { type Actor, type JsonText, toJsonText } from '../protocol/primitives.js';
 import { isTerminal, type RunError, type TerminalRunState } from '../protocol/runs.js';
 import { appendBatch } from './append-batch.js';

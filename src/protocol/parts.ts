@@ -1,7 +1,5 @@
 import { z } from 'zod';
 
-export { Fold, foldParts } from './fold.js';
-
 /** Largest encoded part a worker may push, in UTF-8 bytes. */
 export const MAX_PART_BYTES = 64 * 1024;
 

@@ -62,5 +62,4 @@ export interface WorkerPushes {
   'run.cancelled': { run: string };
 }
 
-export { MAX_PART_BYTES };
 export const claimBody = z.strictObject({ models, waitMs: z.int().min(0).max(MAX_CLAIM_WAIT_MS).default(0) });
