@@ -13,14 +13,18 @@ export interface RequestHead {
   readonly path: string;
   readonly query: string;
   readonly headers: ReadonlyMap<string, string>;
+  /** Of all header names and values, in UTF-16 units. */
+  readonly headerSize: number;
 }
 
 export function readHead(req: HttpRequest): RequestHead {
   const headers = new Map<string, string>();
+  let headerSize = 0;
   req.forEach((name, value) => {
     headers.set(name, value);
+    headerSize += name.length + value.length;
   });
-  return { method: req.getCaseSensitiveMethod(), path: req.getUrl(), query: req.getQuery() ?? '', headers };
+  return { method: req.getCaseSensitiveMethod(), path: req.getUrl(), query: req.getQuery() ?? '', headers, headerSize };
 }
 
 type State =

@@ -32,6 +32,9 @@ type Match = { route: Route; params: Record<string, string> };
 /** Operations that balancers and scrapers repeat all day: logged at `debug`. */
 const QUIET = new Set(['/healthz', '/readyz', '/metrics']);
 
+/** uWS takes headers of any size that arrive in one piece. A token has 16 KiB at most, see `session.refresh`. */
+const MAX_HEADER_SIZE = 24 * 1024;
+
 const JSON_TYPE = /^application\/json\s*(;\s*charset\s*=\s*"?utf-8"?\s*)?$/i;
 
 function requireContentType(body: Route['body'], given: string | undefined): void {
@@ -71,6 +74,10 @@ export class Router {
   async #serve(exchange: Exchange, body: Body | undefined, seen: Seen): Promise<void> {
     const { head } = exchange;
     const allowed = allowOrigin(exchange, this.#deps.allowedOrigins);
+    if (head.headerSize > MAX_HEADER_SIZE) {
+      const error = new TuttiError('bad_request', `The headers are larger than ${MAX_HEADER_SIZE} bytes.`);
+      return refuse(exchange, { error, status: 431 });
+    }
     const query = parseQuery(head.query);
     const found = this.#match(head.path);
     if (found.length === 0) {
