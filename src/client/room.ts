@@ -167,18 +167,27 @@ export class RoomHandle {
     const number = ++this.#joinNumber;
     const superseded = () => number !== this.#joinNumber;
     try {
-      if (!this.#position && this.#options.recent) {
-        const page = await this.history({ limit: this.#options.recent });
-        if (superseded()) return;
-        this.#position = { epoch: page.epoch, seq: page.events.at(0)?.seq ?? page.head + 1 };
-        this.#position.seq -= 1;
-        for (const event of page.events) this.#deliver(event);
-      }
-      const from = this.#position ?? this.#options.from ?? 'latest';
+      const { recent } = this.#options;
+      if (!this.#position && recent) await this.#catchUp(recent, superseded);
+      if (superseded()) return;
+      // A room without history is read from its start: somebody may have made it in the meantime.
+      const from = this.#position ?? (recent ? 'start' : (this.#options.from ?? 'latest'));
       const reply = await this.#connection.request('room.join', { room: this.name, from });
       if (!superseded()) this.#joined(reply);
     } catch (error) {
       if (!superseded()) this.#notJoined(error);
+    }
+  }
+
+  /** Delivers the newest events; a room that nobody made yet has none. */
+  async #catchUp(limit: number, superseded: () => boolean): Promise<void> {
+    try {
+      const page = await this.history({ limit });
+      if (superseded()) return;
+      this.#position = { epoch: page.epoch, seq: (page.events[0]?.seq ?? page.head + 1) - 1 };
+      for (const event of page.events) this.#deliver(event);
+    } catch (error) {
+      if (!(error instanceof Refusal && error.code === 'not_found')) throw error;
     }
   }
 

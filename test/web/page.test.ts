@@ -133,13 +133,13 @@ describe.skipIf(!chromiumPath)(name, { timeout: 90_000 }, () => {
   test('older messages come when one scrolls up, without a gap', async () => {
     const room = freshRoom();
     const writer = await open(room);
-    for (let i = 1; i <= 60; i++) await say(writer, `line ${i}`);
-    await shows(writer, 'line 60');
+    for (let i = 1; i <= 60; i++) await say(writer, `line ${i}.`);
+    await shows(writer, 'line 60.');
     const reader = await open(room);
-    await shows(reader, 'line 60');
+    await shows(reader, 'line 60.');
     expect((await seqs(reader))[0]).toBe(11);
     await reader.locator('.timeline').evaluate('element => { element.scrollTop = 0; }');
-    await shows(reader, 'line 1');
+    await shows(reader, 'line 1.');
     expect(await seqs(reader)).toEqual(Array.from({ length: 60 }, (_, i) => i + 1));
   });
 
