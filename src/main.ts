@@ -25,18 +25,22 @@ const POSTGRES_GRACE_MS = 25_000;
 
 /** What was started, in the order it has to be closed. */
 class Running {
-  gateway: { drain(): Promise<void> } | undefined;
+  drainGateway: (() => Promise<void>) | undefined;
   stopWorker: (() => Promise<void>) | undefined;
   stopPostgres: (() => Promise<void>) | undefined;
   ending = false;
 
   /** @returns whether all was closed in time; Postgres gets its own time after the others. */
   async close(graceMs: number, postgresGraceMs: number): Promise<boolean> {
-    const drained = await within(graceMs, () => Promise.all([this.gateway?.drain(), this.stopWorker?.()]));
+    const drained = await within(graceMs, () => Promise.all([this.drainGateway?.(), this.stopWorker?.()]));
     const stopped = await within(postgresGraceMs, () => this.stopPostgres?.());
     return drained && stopped;
   }
 }
+
+/** Ends what is still starting once it has started; what did not start needs no end. */
+const afterStart = <T>(starting: Promise<T>, end: (started: T) => Promise<void>): Promise<void> =>
+  starting.then(end, () => undefined);
 
 async function within(ms: number, work: () => Promise<unknown> | undefined): Promise<boolean> {
   let timer: NodeJS.Timeout | undefined;
@@ -50,10 +54,9 @@ async function within(ms: number, work: () => Promise<unknown> | undefined): Pro
 async function run(config: Config, log: Logger, running: Running): Promise<void> {
   let databaseUrl = config.DATABASE_URL;
   if (databaseUrl === undefined) {
-    const embedded = await startEmbeddedPostgres(config.TUTTI_DATA_DIR, log, say);
-    running.stopPostgres = () => embedded.stop();
-    databaseUrl = embedded.url;
-    if (running.ending) return embedded.stop();
+    const starting = startEmbeddedPostgres(config.TUTTI_DATA_DIR, log, say);
+    running.stopPostgres = () => afterStart(starting, (embedded) => embedded.stop());
+    databaseUrl = (await starting).url;
   }
   let demo: DemoCredentials | undefined;
   const prepare = async (directory: Directory): Promise<Route[]> => {
@@ -61,10 +64,10 @@ async function run(config: Config, log: Logger, running: Running): Promise<void>
     return [demoTokenRoute(directory)];
   };
   if (running.ending) return;
-  const gateway = await startGateway({ config, databaseUrl, log, ...(config.production ? {} : { prepare }) });
-  running.gateway = gateway;
-  if (running.ending) return gateway.drain();
-  const url = reachableUrl(gateway.url);
+  const starting = startGateway({ config, databaseUrl, log, ...(config.production ? {} : { prepare }) });
+  running.drainGateway = () => afterStart(starting, (gateway) => gateway.drain());
+  const url = reachableUrl((await starting).url);
+  if (running.ending) return;
   if (demo && config.TUTTI_DEMO_WORKER !== false) {
     running.stopWorker = startDemoWorker(workerEnvironment(config, url, demo), log);
   }

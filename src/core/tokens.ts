@@ -55,8 +55,8 @@ const BY_CURVE: Record<string, string[]> = {
 export function algorithmsOf(keys: Issuer['keys']): string[] {
   if (keys.kind === 'hs256') return ['HS256'];
   if (keys.kind === 'jwks') return ASYMMETRIC;
-  if (keys.jwk['kty'] === 'RSA') return ASYMMETRIC.filter((algorithm) => /^[RP]S/.test(algorithm));
-  return BY_CURVE[String(keys.jwk['crv'])] ?? [];
+  if (keys.jwk.kty === 'RSA') return ASYMMETRIC.filter((algorithm) => /^[RP]S/.test(algorithm));
+  return BY_CURVE[String(keys.jwk.crv)] ?? [];
 }
 
 /** Gives the key for a token's header. */
