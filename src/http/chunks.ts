@@ -77,15 +77,20 @@ export function groups(lines: readonly Numbered[]): { n: number; parts: Part[] }
 /**
  * Pushes a worker's output as its lines arrive. Good lines before a bad one are pushed. The body waits while a push
  * waits, so a worker feels the pressure of what is not committed.
- * @returns what is committed: all of it where the body ended well, what was committed so far where the run is cancelled,
- * which is answered without waiting for the body.
+ * @returns what is committed when the body ended, which may be less than was sent (the rest follows within the commit
+ * interval, and finishing commits all), or when the run was cancelled, which is answered without waiting for the body.
  */
 export async function receiveChunks(
   runs: RunsPort,
   call: { exchange: Exchange; body: Body; worker: Principal; run: string; fence: number },
 ): Promise<PushReply> {
   const { exchange, body, worker, run, fence } = call;
-  // Settles who this is before anything of the run, such as its cancel, is told.
+  let unsubscribe = () => {};
+  const cancelled = new Promise<void>((resolve) => {
+    unsubscribe = runs.onCancelled(run, resolve);
+  });
+  exchange.onFinished(() => unsubscribe());
+  // Settles whose run this is before anything of it, such as its cancel, is told.
   let reply = await runs.heartbeat(worker, { run, fence });
   if (reply.cancelled) return reply;
 
@@ -122,10 +127,8 @@ export async function receiveChunks(
   const touch = () => {
     touchedAt = performance.now();
   };
-  let unsubscribe = () => {};
   let keepAlive: NodeJS.Timeout | undefined;
-  const interrupted = new Promise<void>((resolve, reject) => {
-    unsubscribe = runs.onCancelled(run, resolve);
+  const stoodStill = new Promise<never>((_, reject) => {
     keepAlive = setInterval(() => {
       exchange.keepBodyAlive();
       if (performance.now() - touchedAt > IDLE_MS) reject(new TuttiError('bad_request', 'The body stood still.'));
@@ -135,10 +138,9 @@ export async function receiveChunks(
   // Whatever comes after the answer concerns nobody.
   received.catch(() => {});
   try {
-    const wasCancelled = await Promise.race([received.then(() => false), interrupted.then(() => true)]);
+    const wasCancelled = await Promise.race([received.then(() => false), cancelled.then(() => true), stoodStill]);
     return wasCancelled ? { ...reply, cancelled: true } : reply;
   } finally {
-    unsubscribe();
     clearInterval(keepAlive);
   }
 }

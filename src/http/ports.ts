@@ -66,7 +66,13 @@ export interface RunsPort {
   heartbeat(worker: Principal, body: { run: string; fence: number }): Promise<PushReply>;
   finish(
     worker: Principal,
-    body: { run: string; fence: number; usage?: Usage | undefined; meta?: JsonText | undefined },
+    body: {
+      run: string;
+      fence: number;
+      n?: number | undefined;
+      usage?: Usage | undefined;
+      meta?: JsonText | undefined;
+    },
   ): Promise<Run>;
   fail(worker: Principal, body: { run: string; fence: number; error: RunError; retryable: boolean }): Promise<Run>;
   /** @returns what ends the subscription. */
