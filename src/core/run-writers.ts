@@ -133,12 +133,15 @@ export class RunWriters {
   /** Ends a run with all its output. Asked again it tells the same again. */
   async finish(
     worker: Principal,
-    body: { run: string; fence: number },
+    body: { run: string; fence: number; n?: number | undefined },
     end: Omit<Ending, 'fence' | 'by'>,
   ): Promise<RunChange> {
     requireWorker(worker);
     return this.#inTurn(body.run, async () => {
       const writer = await this.#writer(worker, body.run, body.fence);
+      if (body.n !== undefined && body.n > writer.accepted && writer.status === 'open') {
+        throw new TuttiError('out_of_order', 'Parts are missing at the end.', { expected: writer.accepted });
+      }
       return this.#end(writer, { fence: body.fence, ...end, by: actorOf(worker) });
     });
   }

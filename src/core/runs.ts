@@ -27,6 +27,15 @@ export interface RunLimits extends WriterLimits {
   livePerTenant: number;
 }
 
+/** A worker's last word. `n` is how many parts it sent in all, where it says so. */
+interface Finish {
+  run: string;
+  fence: number;
+  n?: number | undefined;
+  usage?: Usage | undefined;
+  meta?: JsonText | undefined;
+}
+
 export interface RunsDeps {
   store: RunStore;
   bus: Bus;
@@ -182,13 +191,10 @@ export class Runs {
    * Completes a run with the output that was accepted. Safe to repeat; a run that was cancelled meanwhile comes back
    * as it is.
    * @throws TuttiError `fenced`, `not_found`, `log_unavailable` (outcome unknown); `out_of_order` where parts that were
-   * accepted have been lost and are to be sent again from `expected` on.
+   * sent (`n` of them) have been lost and are to be sent again from `expected` on.
    */
-  async finish(
-    worker: Principal,
-    { run, fence, usage, meta }: { run: string; fence: number; usage?: Usage | undefined; meta?: JsonText | undefined },
-  ): Promise<Run> {
-    return this.#ended(await this.#writers.finish(worker, { run, fence }, { state: 'completed', usage, meta }));
+  async finish(worker: Principal, { run, fence, n, usage, meta }: Finish): Promise<Run> {
+    return this.#ended(await this.#writers.finish(worker, { run, fence, n }, { state: 'completed', usage, meta }));
   }
 
   /** Fails a run for good, or gives it back to be tried again. @throws TuttiError as {@link finish}. */

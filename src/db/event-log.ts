@@ -102,10 +102,12 @@ export function createEventLog(database: Database, limits: AppendLimits, metrics
       }),
 
     async erase(tenant, room) {
-      const gone = await database.withTenants(
-        [tenant],
-        (tx) => tx`delete from tutti.rooms where tenant_id = ${tenant} and name = ${room} returning id`,
-      );
+      // Runs before rooms, as everywhere: a run that ends at this moment holds its own row and waits for the room's.
+      const gone = await database.withTenants([tenant], async (tx) => {
+        await tx`select u.id from tutti.runs u join tutti.rooms r on r.id = u.room_id
+          where r.tenant_id = ${tenant} and r.name = ${room} order by u.id for update of u`;
+        return tx`delete from tutti.rooms where tenant_id = ${tenant} and name = ${room} returning id`;
+      });
       return gone.length > 0;
     },
   };

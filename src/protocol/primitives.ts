@@ -96,6 +96,6 @@ export function parse<T extends z.ZodType>(schema: T, input: unknown): z.output<
   const issue = result.error.issues[0];
   const path = issue?.path.map(String).join('.') ?? '';
   const message = `${path === '' ? 'The request' : path}: ${issue?.message ?? 'is not valid'}`;
-  const tooLarge = issue?.code === 'custom' && issue.params?.['code'] === 'payload_too_large';
+  const tooLarge = issue?.code === 'custom' && issue.params?.code === 'payload_too_large';
   throw new TuttiError(tooLarge ? 'payload_too_large' : 'bad_request', message.slice(0, 300));
 }

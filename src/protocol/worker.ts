@@ -1,5 +1,5 @@
 import { z } from 'zod';
-import { MAX_PART_BYTES, part } from './parts.js';
+import { part } from './parts.js';
 import { jsonData, modelName, runId } from './primitives.js';
 import { run, runError, usage } from './runs.js';
 
@@ -11,7 +11,9 @@ export const MAX_PARTS_PER_PUSH = 1_000;
 export const fence = z.int().min(1);
 const n = z.int().min(0);
 const models = z.array(modelName).min(1).max(64);
-export const finishBody = { usage: usage.optional(), meta: jsonData(4096).optional() };
+/** Parts sent in all. A gateway that has fewer refuses with `out_of_order` instead of ending the run truncated. */
+const sent = n.optional().meta({ description: 'Parts sent in all: refused with `out_of_order` where fewer arrived.' });
+export const finishBody = { n: sent, usage: usage.optional(), meta: jsonData(4096).optional() };
 export const failBody = { error: runError, retryable: z.boolean().default(false) };
 
 export const pushReply = z.object({ committed: n, cancelled: z.boolean() });

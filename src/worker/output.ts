@@ -13,7 +13,7 @@ interface Buffered {
   bytes: number;
 }
 
-type Body<N extends 'run.finish' | 'run.fail'> = Omit<WorkerCommandInput<N>, 'run' | 'fence'>;
+type Body<N extends 'run.finish' | 'run.fail'> = Omit<WorkerCommandInput<N>, 'run' | 'fence' | 'n'>;
 /** How a worker ends a run. */
 export type LastWord = { name: 'run.finish'; body: Body<'run.finish'> } | { name: 'run.fail'; body: Body<'run.fail'> };
 
@@ -70,7 +70,8 @@ export class RunOutput {
       while (!this.#ended && this.#unanswered()) await this.#progress();
       if (this.#ended) return;
       try {
-        if (last.name === 'run.finish') await this.#socket.request(last.name, { run: run.id, fence, ...last.body });
+        const n = this.#next;
+        if (last.name === 'run.finish') await this.#socket.request(last.name, { run: run.id, fence, n, ...last.body });
         else await this.#socket.request(last.name, { run: run.id, fence, ...last.body });
         this.close();
       } catch (error) {
