@@ -1,0 +1,134 @@
+import { DEV_WORKER_KEY } from '../test/support/tokens.js';
+import { each, pace, sleep } from './support/measure.js';
+import { alternate, quantile, report } from './support/report.js';
+import { Session } from './support/session.js';
+import { onStage, openSession, openSessions, type Stage } from './support/stage.js';
+import { Wire } from './support/wire.js';
+
+const RUNS = 200;
+const PER_SECOND = 50;
+const VIEWERS = 5;
+const WORKERS = 10;
+const SECONDS = 3;
+const ROUNDS = 3;
+/** What the worker SDK keeps unanswered of one run; parts that come meanwhile go with the next push. */
+const IN_FLIGHT = 3;
+
+/** A run as its worker sees it. */
+class Output {
+  #n = 0;
+  #unanswered = 0;
+  #parts: string[] = [];
+
+  constructor(private readonly send: (n: number, parts: string[]) => void) {}
+
+  add(part: string): void {
+    this.#parts.push(part);
+    this.#pump();
+  }
+
+  answered(): void {
+    this.#unanswered -= 1;
+    this.#pump();
+  }
+
+  #pump(): void {
+    if (this.#parts.length === 0 || this.#unanswered >= IN_FLIGHT) return;
+    this.#unanswered += 1;
+    this.send(this.#n, this.#parts);
+    this.#n += this.#parts.length;
+    this.#parts = [];
+  }
+}
+
+const partAt = (sent: number) => `{"type":"text-delta","id":"t","delta":"${sent.toFixed(2)} token "}`;
+
+/** Notes how long each part of a chunk was under way. */
+function arrived(took: number[], buffer: Buffer, start: number, end: number): void {
+  const now = performance.now();
+  for (const [, sent] of buffer.toString('latin1', start, end).matchAll(/"delta":"([0-9.]+) /g))
+    took.push(now - Number(sent));
+}
+
+/** From a worker's send of a part to its arrival at each of five viewers, 200 runs at 50 parts a second each. */
+export async function run(): Promise<void> {
+  await onStage({ redis: false }, async (stage) => {
+    const took: number[] = [];
+    const outputs = await startRuns(stage, took);
+    const raw = await startRaw(stage, took);
+    const measured = (to: readonly { add(part: string): void }[]) => async () => {
+      took.length = 0;
+      await pace(RUNS * PER_SECOND, SECONDS, (i) => to[i % RUNS]?.add(partAt(performance.now())));
+      const expected = RUNS * PER_SECOND * SECONDS * VIEWERS;
+      for (let waited = 0; took.length < expected && waited < 10_000; waited += 10) await sleep(10);
+      if (took.length < expected) throw new Error(`${took.length} of ${expected} parts arrived`);
+      return { p50: quantile(took, 0.5), p99: quantile(took, 0.99) };
+    };
+    const rounds = await alternate(ROUNDS, measured(outputs), measured(raw));
+    const pick = (q: 'p50' | 'p99') => ({
+      ours: rounds.ours.map((round) => round[q]),
+      floor: rounds.floor.map((round) => round[q]),
+    });
+    report(`runs: ${RUNS} runs × ${PER_SECOND} parts/s × ${VIEWERS} viewers, from worker to viewer`, [
+      { what: 'p50', unit: 'ms', compare: 'difference', ...pick('p50'), aim: '≤ 3 ms over' },
+      { what: 'p99', unit: 'ms', compare: 'difference', ...pick('p99') },
+    ]);
+  });
+}
+
+async function startRuns(stage: Stage, took: number[]): Promise<Output[]> {
+  const gateway = await stage.gateway();
+  const viewers = await openSessions(gateway, RUNS * VIEWERS, 'viewer');
+  await each(
+    viewers.length,
+    50,
+    (i) => viewers[i]?.call('room.join', { room: `run-${i % RUNS}` }) ?? Promise.resolve({}),
+  );
+  for (const viewer of viewers) viewer.onPush = (buffer, start, end) => arrived(took, buffer, start, end);
+  const workers = await each(WORKERS, WORKERS, () =>
+    Session.open({ port: gateway.port, auth: { key: DEV_WORKER_KEY }, namespace: '/worker' }),
+  );
+  const outputs: Output[] = [];
+  for (const worker of workers) {
+    worker.onPush = (buffer, start, end) => {
+      const text = buffer.toString('utf8', start, end);
+      if (!text.startsWith('42/worker,["run.assigned",')) return;
+      const [, { run, fence }] = JSON.parse(text.slice('42/worker,'.length)) as [
+        string,
+        { run: { id: string }; fence: number },
+      ];
+      const output: Output = new Output((n, parts) => {
+        const payload = { run: run.id, fence, n, parts: parts.map((part) => JSON.parse(part) as unknown) };
+        void worker.call('run.push', payload).then(() => output.answered());
+      });
+      outputs.push(output);
+    };
+    await worker.call('worker.ready', { models: ['bench'], capacity: RUNS / WORKERS });
+  }
+  const asker = await openSession(gateway, 'asker');
+  await each(RUNS, 10, (i) => asker.call('run.create', { room: `run-${i}`, model: 'bench', input: {} }));
+  for (let waited = 0; outputs.length < RUNS; waited += 20) {
+    if (waited > 20_000) throw new Error(`${outputs.length} of ${RUNS} runs were claimed`);
+    await sleep(20);
+  }
+  return outputs;
+}
+
+async function startRaw(stage: Stage, took: number[]): Promise<{ add(part: string): void }[]> {
+  const floor = await stage.floor('chunks');
+  await each(RUNS * VIEWERS, 100, (i) =>
+    Wire.open(floor.port, `/viewer?run-${i % RUNS}`, (buffer, start, end) => arrived(took, buffer, start, end)),
+  );
+  const workers = await each(WORKERS, WORKERS, () => Wire.open(floor.port, '/worker'));
+  return Array.from({ length: RUNS }, (_, i) => {
+    let n = 0;
+    const worker = workers[i % WORKERS];
+    return {
+      add(part: string) {
+        worker?.send(
+          `run-${i} 42["run.chunk",{"room":"run-${i}","run":"run-${i}","attempt":1,"n":${n++},"parts":[${part}]}]`,
+        );
+      },
+    };
+  });
+}
