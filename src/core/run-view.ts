@@ -1,5 +1,5 @@
-import { encodePush } from '../protocol/frames.js';
 import { Fold } from '../protocol/fold.js';
+import { encodePush } from '../protocol/frames.js';
 import type { Part } from '../protocol/parts.js';
 import type { ResetReason } from '../protocol/pushes.js';
 import { isTerminal, type LiveRun, type Run, type RunState } from '../protocol/runs.js';
