@@ -225,14 +225,12 @@ export class Feed {
     while (replay.cursor < this.#head && bytes < REPLAY_PAGE_BYTES) {
       const frames = this.#ring.after(replay.cursor, REPLAY_PAGE_BYTES);
       if (!frames || frames.length === 0) return false;
-      for (const frame of frames) {
-        viewer.send(frame);
-        bytes += frame.length;
-      }
+      viewer.send(frames);
+      for (const frame of frames) bytes += frame.length;
       replay.cursor += frames.length;
     }
     if (replay.cursor < this.#head) return false;
-    for (const frame of replay.held) viewer.send(frame);
+    if (replay.held.length > 0) viewer.send(replay.held);
     this.#replays.delete(viewer);
     this.#live.add(viewer);
     viewer.follow(this.key);
@@ -267,7 +265,7 @@ export class Feed {
       const from = replay.cursor - Math.max(after, page.head.floor);
       // The log may be ahead of this feed: what is past the head comes live.
       const fresh = page.frames.slice(from, from + this.#head - replay.cursor);
-      for (const frame of fresh) viewer.send(frame);
+      viewer.send(fresh);
       replay.cursor += fresh.length;
       if (fresh.length > 0) return;
     }
@@ -279,7 +277,7 @@ export class Feed {
     const reason: ResyncReason = 'position_too_old';
     replay.cursor = this.#head;
     this.#deps.metrics.add('resyncs', { reason });
-    viewer.send(this.#resyncFrame(reason));
+    viewer.send([this.#resyncFrame(reason)]);
   }
 
   /** The newest events before the ring, read once per opening: ten thousand readers that return share them. */

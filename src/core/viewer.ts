@@ -6,7 +6,7 @@ export interface Viewer {
   /** Unique on this gateway. */
   readonly id: string;
   /** Sends to this reader alone, in order with everything else it gets. A reader that is gone ignores it. */
-  send(frame: Frame): void;
+  send(frames: readonly Frame[]): void;
   /** From this call on the reader gets what {@link Outlet.publish} sends, with no gap to what it was sent before. */
   follow(room: RoomKey): void;
   unfollow(room: RoomKey): void;

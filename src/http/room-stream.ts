@@ -139,9 +139,9 @@ class StreamViewer implements Viewer {
     this.#stream?.write(events);
   }
 
-  send(frame: Frame): void {
-    const events = sseOfFrame(frame);
-    if (events !== undefined) this.#stream?.write(events);
+  send(frames: readonly Frame[]): void {
+    const events = frames.map((frame) => sseOfFrame(frame) ?? '').join('');
+    if (events !== '') this.#stream?.write(events);
   }
 
   follow(room: RoomKey): void {

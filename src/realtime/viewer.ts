@@ -21,8 +21,8 @@ export class SocketViewer implements Viewer {
     this.#link = link;
   }
 
-  send(frame: Frame): void {
-    this.#link?.send(frame);
+  send(frames: readonly Frame[]): void {
+    this.#link?.sendAll(frames);
   }
 
   follow(room: RoomKey): void {

@@ -197,7 +197,7 @@ export class SimOutlet implements Outlet {
   readonly followers = new Map<RoomKey, Set<SimViewer>>();
 
   publish(room: RoomKey, frame: Frame, except?: Viewer): void {
-    for (const viewer of this.followers.get(room) ?? []) if (viewer !== except) viewer.send(frame);
+    for (const viewer of this.followers.get(room) ?? []) if (viewer !== except) viewer.send([frame]);
   }
 }
 
@@ -212,8 +212,8 @@ export class SimViewer implements Viewer {
     readonly drain: () => Promise<boolean> = async () => true,
   ) {}
 
-  send(frame: Frame): void {
-    if (!this.closed) this.frames.push(frame);
+  send(frames: readonly Frame[]): void {
+    if (!this.closed) this.frames.push(...frames);
   }
 
   follow(room: RoomKey): void {

@@ -24,9 +24,7 @@ afterAll(async () => {
   await drop();
 });
 
-const tables = Object.values(schema)
-  .filter((value): value is PgTable => is(value, PgTable))
-  .map(getTableConfig);
+const tables = Object.values(schema).flatMap((value) => (is(value, PgTable) ? getTableConfig(value) : []));
 
 test('the Drizzle schema and a migrated database have the same tables and columns', async () => {
   const described = tables.flatMap(({ name, columns }) =>

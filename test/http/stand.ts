@@ -71,7 +71,7 @@ export class StandRooms implements RoomsPort {
       ...(lost ? { resync: { reason: 'epoch_changed' } } : {}),
     });
     for (const event of events.slice(seq)) {
-      viewer.send(eventFrame(event));
+      viewer.send([eventFrame(event)]);
       if (!(await viewer.drained())) return;
     }
     viewer.follow(key);

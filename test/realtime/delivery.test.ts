@@ -44,7 +44,7 @@ test('what is written by viewer, topic and ack in one turn arrives in that order
   const big = 'x'.repeat(20_000);
   for (let n = 1; n <= 12; n += 3) {
     stage.server.publish(room, push(n));
-    viewer?.send(push(n + 1));
+    viewer?.send([push(n + 1)]);
     stage.server.publish(room, push(n + 2, big));
   }
   await raw.until('"seq":12');
@@ -63,7 +63,7 @@ test('following begins and ends exactly where it is asked for, also within one t
   stage.server.publish(room, push(2));
   viewer?.unfollow(room);
   stage.server.publish(room, push(3));
-  viewer?.send(push(4));
+  viewer?.send([push(4)]);
   await raw.until('"seq":4');
   expect([...raw.received.matchAll(/"seq":(\d+),"mid"/g)].map((match) => match[1])).toEqual(['2', '4']);
   raw.socket.destroy();
@@ -135,7 +135,7 @@ describe('[SLOW1] a reader that does not read', () => {
       // Fill the socket buffers of both kernels, then stay between the low-water mark and the limit.
       let waiting = viewer.drained();
       while (n < 2000) {
-        viewer.send(push(++n, 'x'.repeat(20_000)));
+        viewer.send([push(++n, 'x'.repeat(20_000))]);
         waiting = viewer.drained();
         settled = false;
         void waiting.then(() => {
@@ -160,7 +160,7 @@ describe('[SLOW1] a reader that does not read', () => {
     viewer?.close('slow_consumer', 'Too slow.');
     await client.until(() => client.of('session.ready').length === 2);
     expect(client.of('session.closing')).toEqual([{ code: 'slow_consumer', message: 'Too slow.', reconnect: true }]);
-    viewer?.send(push(1));
+    viewer?.send([push(1)]);
     viewer?.follow(roomKey('demo', 'x'));
     expect(await viewer?.drained()).toBe(false);
     client.close();
