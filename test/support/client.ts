@@ -120,7 +120,7 @@ export function connect(options: ConnectOptions): Promise<TestClient> {
   return new Promise((resolve, reject) => {
     socket.once('connect', () => resolve(client));
     socket.on('connect_error', (error: Error & { data?: WireError }) => {
-      if (socket.active && !error.data) return; // it tries again by itself
+      if (options.reconnection && socket.active && !error.data) return; // it tries again by itself
       socket.disconnect();
       reject(error.data ? new Refused(error.data) : error);
     });
