@@ -18,6 +18,13 @@ export async function cpuOf(pid: number, work: () => Promise<void>): Promise<num
   return cpuSeconds(pid) - before;
 }
 
+/** For `NODE_OPTIONS`: leaves a CPU profile of the process in a directory when it ends. */
+export function cpuProbe(directory: string): string {
+  const module = new URL('./cpu-probe.mjs', import.meta.url);
+  module.searchParams.set('into', directory);
+  return `--import ${module.href}`;
+}
+
 /** Memory after a garbage collection, in bytes. */
 export interface Memory {
   rss: number;

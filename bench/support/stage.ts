@@ -6,7 +6,7 @@ import { type Owned, own } from '../../test/support/owned.js';
 import { type PostgresServer, startPostgres } from '../../test/support/postgres.js';
 import { type RedisServer, startRedis } from '../../test/support/redis.js';
 import { devToken } from '../../test/support/tokens.js';
-import { each, sleep } from './measure.js';
+import { cpuProbe, each, sleep } from './measure.js';
 import { Session } from './session.js';
 
 /** Who may be asked for more than a person would: limits that are not what is measured. */
@@ -22,8 +22,7 @@ const bench = resolve(import.meta.dirname, '../run.ts');
 
 /** `--profile <directory>`: gateways and floors leave a CPU profile there when they end. */
 const profileAt = process.argv.indexOf('--profile');
-const profile =
-  profileAt < 0 ? [] : ['--cpu-prof', `--cpu-prof-dir=${resolve(process.argv[profileAt + 1] ?? 'profiles')}`];
+const profile = profileAt < 0 ? [] : [cpuProbe(resolve(process.argv[profileAt + 1] ?? 'profiles'))];
 
 export interface Stage {
   readonly postgres: PostgresServer;

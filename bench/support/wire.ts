@@ -36,6 +36,7 @@ export class Wire {
   readonly #socket: Socket;
   /** The beginning of a frame whose end has not arrived. */
   #rest: Buffer | undefined;
+  readonly #outgoing: Buffer[] = [];
   #opened: (() => void) | undefined;
   #failed: (error: Error) => void = () => undefined;
 
@@ -66,11 +67,10 @@ export class Wire {
     });
   }
 
-  /** All messages in one write. */
+  /** What is sent in one go, also by several calls while one chunk is read, leaves in one write. */
   send(...texts: string[]): void {
-    const [first] = texts;
-    if (first === undefined) return;
-    this.#socket.write(texts.length === 1 ? frame(first) : Buffer.concat(texts.map(frame)));
+    if (this.#outgoing.length === 0) queueMicrotask(() => this.#socket.write(Buffer.concat(this.#outgoing.splice(0))));
+    for (const text of texts) this.#outgoing.push(frame(text));
   }
 
   close(): void {

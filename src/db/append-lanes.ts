@@ -1,4 +1,4 @@
-import { setTimeout as sleep } from 'node:timers/promises';
+import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises';
 import type { Append, Appended } from '../core/log.js';
 import type { Logger, Metrics } from '../core/telemetry.js';
 import { TuttiError } from '../errors.js';
@@ -141,8 +141,9 @@ class Lane {
 
   async #work(): Promise<void> {
     this.#working = true;
-    // Whoever appends in this turn of the loop comes along.
-    await undefined;
+    // Whoever appends in this turn of the loop comes along. A microtask is too early: each message that was read
+    // in this turn has a callback of its own, with microtasks in between.
+    await turn();
     while (this.#queued > 0) {
       if (this.#queued < this.#target && this.#limits.lingerMs > 0) await this.#company();
       const batch = this.#take();
