@@ -3,7 +3,7 @@ import { foldParts } from '../../src/protocol/fold.js';
 import type { Part } from '../../src/protocol/parts.js';
 import type { Pushes } from '../../src/protocol/pushes.js';
 import { isTerminal, type RunState } from '../../src/protocol/runs.js';
-import { connect, type TestClient } from '../support/client.js';
+import { connect, type Push, type TestClient } from '../support/client.js';
 
 /** A run as a viewer knows it from its pushes alone. */
 export interface Seen {
@@ -102,7 +102,7 @@ export class RunViewer {
   #join(): Promise<void> {
     const { socket } = this.client;
     // Before TestClient's own listener, which wakes whoever waits for what is noted here.
-    socket.prependAny((name: string, push: never) => this.#take(name, push));
+    socket.prependAny((name: string, push: unknown) => this.#take({ name, data: push } as Push));
     const payload = { room: this.room, ...(this.#position ? { from: this.#position } : {}) };
     return new Promise((resolve, reject) => {
       socket.emit('room.join', payload, (answer: { ok: boolean } & CommandReply<'room.join'>) => {
@@ -122,12 +122,12 @@ export class RunViewer {
     });
   }
 
-  #take(name: string, push: never): void {
-    if (name === 'event') this.#event(push);
-    else if (name === 'run.state') this.#state(push);
-    else if (name === 'run.chunk') this.#chunk(push);
-    else if (name === 'run.reset') this.#reset(push);
-    else if (name === 'room.resync') this.faults.push(`resync ${JSON.stringify(push)}`);
+  #take(push: Push): void {
+    if (push.name === 'event') this.#event(push.data);
+    else if (push.name === 'run.state') this.#state(push.data);
+    else if (push.name === 'run.chunk') this.#chunk(push.data);
+    else if (push.name === 'run.reset') this.#reset(push.data);
+    else if (push.name === 'room.resync') this.faults.push(`resync ${JSON.stringify(push.data)}`);
   }
 
   #event(push: Pushes['event']): void {

@@ -24,10 +24,13 @@ runWorker({
   capacity,
   async *handle({ run, attempt }, { signal }) {
     console.log(`begin ${run.id}`);
-    for (const part of scoreOf(`${label}-${attempt}`, count)) {
-      yield part;
-      await new Promise((wait) => setTimeout(wait, everyMs));
+    try {
+      for (const part of scoreOf(`${label}-${attempt}`, count)) {
+        yield part;
+        await new Promise((wait) => setTimeout(wait, everyMs));
+      }
+    } finally {
+      console.log(`${signal.aborted ? 'lost' : 'end'} ${run.id}`);
     }
-    console.log(`${signal.aborted ? 'lost' : 'end'} ${run.id}`);
   },
 });

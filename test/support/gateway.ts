@@ -116,7 +116,7 @@ async function answers(url: string): Promise<boolean> {
 
 function program(): string[] {
   const built = join(root, 'dist/main.js');
-  const buildInfo = join(root, 'node_modules/.cache/tutti.tsbuildinfo');
+  const buildInfo = join(root, 'dist/tutti.tsbuildinfo');
   if (existsSync(built) && existsSync(buildInfo) && statSync(buildInfo).mtimeMs >= newestSource()) return [built];
   return ['--import', 'tsx', join(root, 'src/main.ts')];
 }
