@@ -1,3 +1,4 @@
+import { TuttiError } from '../errors.js';
 import type { JoinFrom } from '../protocol/commands.js';
 import { type EventRecord, eventFrame, type Frame } from '../protocol/frames.js';
 import type { Announcement, Bus } from './bus.js';
@@ -107,7 +108,8 @@ export class Feeds implements RoomOutput {
 
   /**
    * Attaches a reader from a position; see {@link Feed.attach}.
-   * @throws TuttiError `log_unavailable` when the room cannot be opened.
+   * @throws TuttiError `log_unavailable` when the room cannot be opened, `not_joined` for a reader that left meanwhile,
+   * `draining`. A reader that had joined before then goes on as it was.
    */
   async join(key: RoomKey, viewer: Viewer, from: JoinFrom, attached: (result: Attached) => void): Promise<void> {
     const joined = this.#joined.get(viewer) ?? new Set();
@@ -120,10 +122,12 @@ export class Feeds implements RoomOutput {
       const ahead = () => typeof from === 'object' && from.epoch === feed.epoch && from.seq > feed.head;
       if (ahead()) await this.#refresh(key, feed);
       if (ahead()) await this.#refresh(key, feed);
-      const wanted = this.#joined.get(viewer)?.has(key) === true && !this.#closed;
-      if (wanted) feed.attach(viewer, from, attached);
+      if (this.#closed) throw new TuttiError('draining', 'This gateway is leaving.');
+      if (!this.#joined.get(viewer)?.has(key)) throw new TuttiError('not_joined', 'You left while you were joining.');
+      feed.attach(viewer, from, attached);
     } catch (cause) {
-      this.#forget(viewer, key);
+      // A reader that had joined before goes on from where it was; it must stay known, or nothing could end it.
+      if (!room.feed?.has(viewer)) this.#forget(viewer, key);
       throw cause;
     } finally {
       room.joining -= 1;

@@ -234,6 +234,40 @@ describe('feeds', () => {
     expect(reader.texts).toEqual(['before', 'after']);
   });
 
+  test('[ERR1] a reader that leaves while it joins is told so, and gets nothing', async () => {
+    const { clock, node, publish } = world(11, undefined, 1);
+    const viewer = new SimViewer('v', node(0).outlet);
+    const joined = node(0).feeds.join(key, viewer, 'start', () => {});
+    const refused = expect(joined).rejects.toMatchObject({ code: 'not_joined' });
+    expect(node(0).feeds.leave(key, viewer)).toBe(true);
+    void publish(0, 'm');
+    await clock.run(300);
+    await refused;
+    expect(viewer.frames).toHaveLength(0);
+  });
+
+  test('[AUTH2] a reader whose second join fails can still be made to leave', async () => {
+    const { clock, log, node, publish } = world(12, undefined, 1);
+    const { feeds, outlet } = node(0);
+    const viewer = new SimViewer('v', outlet);
+    void feeds.join(key, viewer, 'start', () => {});
+    await clock.run(100);
+    log.away = true;
+    const ahead = { epoch: log.rooms.get(key)?.epoch ?? '', seq: 1000 };
+    const refused = expect(feeds.join(key, viewer, ahead, () => {})).rejects.toMatchObject({ code: 'log_unavailable' });
+    await clock.run(100);
+    await refused;
+    log.away = false;
+    void publish(0, 'read');
+    await clock.run(300);
+    expect(viewer.frames).toHaveLength(1);
+    expect([...feeds.roomsOf(viewer)]).toEqual([key]);
+    feeds.leaveAll(viewer);
+    void publish(0, 'not read');
+    await clock.run(300);
+    expect(viewer.frames).toHaveLength(1);
+  });
+
   test('[SLOW1] a reader that cannot follow during its replay is closed, with bounded memory', async () => {
     const { clock, node, publish } = world(8, undefined, 1, { ...limits, replayBufferBytes: 2000, ringBytes: 500 });
     for (let i = 0; i < 30; i += 1) void publish(0, `m${i}`);
