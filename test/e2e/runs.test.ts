@@ -1,5 +1,6 @@
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { foldParts } from '../../src/protocol/fold.js';
+import type { Part } from '../../src/protocol/parts.js';
 import { eventually } from '../support/eventually.js';
 import type { GatewayProcess } from '../support/gateway.js';
 import { startPostgres } from '../support/postgres.js';
@@ -220,6 +221,88 @@ describe('two gateways, nothing fails', () => {
       expect(one.faults).toEqual([]);
     }
   });
+
+  test('[RUN1][RUN4] many runs at once, pushed without waiting, with viewers that come and go: all hold the same bytes', async () => {
+    const count = 40;
+    const scores = new Map<string, Part[]>();
+    const joined = async (gateway: GatewayProcess) =>
+      undo.add(await RunViewer.join(gateway.url, { room: 'tutti', token, score: (run) => scores.get(run) }), (one) =>
+        one.close(),
+      );
+    const viewers = [await joined(a), await joined(b)];
+    const workers = await Promise.all([a, b, a, b].map(({ url }) => BareWorker.connect(url, { capacity: 4 })));
+    for (const worker of workers) undo.add(worker, (one) => one.close());
+    const runs = await Promise.all(
+      Array.from({ length: 16 }, async (_, i) => {
+        const viewer = viewers[i % 2];
+        if (!viewer) throw new Error('no viewer');
+        return newRun(viewer);
+      }),
+    );
+    for (const run of runs) scores.set(run, scoreOf(run.slice(-6), count));
+    const assigned = () => workers.flatMap((worker) => worker.assigned.map((assignment) => ({ worker, assignment })));
+    await eventually('all are assigned', () => assigned().length === runs.length);
+    let open = () => {};
+    const everybodyIsHere = new Promise<void>((resolve) => {
+      open = resolve;
+    });
+    const playing = assigned().map(async ({ worker, assignment }, i) => {
+      const parts = scores.get(assignment.run.id) ?? [];
+      const pushes: Promise<unknown>[] = [];
+      for (let n = 0; n < parts.length; n += 3) {
+        if (n === 30) await everybodyIsHere;
+        pushes.push(worker.push(assignment, n, parts.slice(n, n + 3)));
+        if ((n + i) % 2 === 0) await sleep(15);
+      }
+      await Promise.all(pushes);
+      await worker.finish(assignment, count);
+    });
+    for (const gateway of [a, b, a, b]) {
+      await sleep(40);
+      viewers.push(await joined(gateway));
+    }
+    const mover = viewers[2];
+    await mover?.moveTo(b.url);
+    open();
+    await Promise.all(playing);
+    for (const run of runs)
+      await Promise.all(viewers.map((viewer) => viewer.client.until(() => viewer.finals(run)[0])));
+    for (const run of runs) await expectWhole(a.url, token, run, scores.get(run) ?? [], viewers);
+  });
+
+  test('[RUN3] of a cancel and an end at the same time one wins, everywhere', async () => {
+    const viewer = await view(a, 'race');
+    const other = await view(b, 'race');
+    const worker = undo.add(await BareWorker.connect(b.url, { capacity: 12 }), (one) => one.close());
+    const parts = scoreOf('w-1', COUNT);
+    const outcomes = new Set<string>();
+    for (let i = 0; i < 12; i++) {
+      const run = await newRun(viewer);
+      const assignment = await worker.assignment(run);
+      await worker.push(assignment, 0, parts.slice(0, 10 + i));
+      const [, cancelled] = await Promise.all([
+        worker.finish(assignment),
+        sleep(i % 4).then(() => (i % 2 === 0 ? viewer : other).client.call('run.cancel', { run })),
+      ]);
+      outcomes.add(cancelled.run.state);
+      const stored = await storedRun(b.url, token, run);
+      expect(stored.state).toBe(cancelled.run.state);
+      for (const one of [viewer, other]) {
+        const { type, data } = await one.ended(run);
+        expect(type).toBe(`run.${stored.state}`);
+        expect(data.message.parts).toEqual(stored.output);
+        expect(stored.output).toEqual(foldParts(parts.slice(0, stored.length)));
+      }
+      if (stored.state === 'completed') expect(stored.length).toBe(10 + i);
+    }
+    const queued = (await viewer.client.call('run.create', { room: 'race', model: 'nobody', input: {} })).run.id;
+    expect((await other.client.call('run.cancel', { run: queued })).run).toMatchObject({
+      state: 'cancelled',
+      length: 0,
+    });
+    await viewer.ended(queued);
+    for (const one of [viewer, other]) expect(one.faults).toEqual([]);
+  });
 });
 
 describe('something fails in mid-stream', () => {
@@ -259,6 +342,61 @@ describe('something fails in mid-stream', () => {
     expect(JSON.stringify([...stream.parts, ...resumed.parts])).toBe(JSON.stringify(scoreOf('sdk-1', 120)));
   });
 
+  test('[RUN2] a worker over HTTP whose gateway was killed goes on at the other from what is committed', async () => {
+    const { a, b } = await startPair(undo);
+    const token = await userToken('ann');
+    const far = await view(a.url, 'crash', token);
+    const claim = new HttpWorker(b.url).claim();
+    const run = await newRun(far);
+    const assignment = await claim;
+    if (!assignment) throw new Error('nothing was claimed');
+    const parts = scoreOf('sdk-1', 120);
+    const body = undo.add(new HttpWorker(b.url).open(assignment), (one) => one.destroy());
+    for (const [n, part] of parts.slice(0, 50).entries()) {
+      body.send(n, part);
+      await sleep(5);
+    }
+    await far.reaches(run, 50);
+    await b.kill9();
+    await expect(body.answer).rejects.toThrow();
+    const other = new HttpWorker(a.url);
+    const { status, body: reply } = await other.post(assignment, 'heartbeat');
+    expect(status).toBe(200);
+    const { committed } = reply as { committed: number };
+    expect(committed).toBeLessThanOrEqual(50);
+    // One who goes on where it stopped instead is told where to begin.
+    if (committed < 50) {
+      const hasty = other.open(assignment);
+      hasty.send(50, { type: 'finish' });
+      expect(await hasty.answer).toMatchObject({ status: 409, body: { code: 'out_of_order', expected: committed } });
+    }
+    const rest = other.open(assignment);
+    for (const [i, part] of parts.slice(committed).entries()) rest.send(committed + i, part);
+    expect(await rest.end()).toMatchObject({ status: 200, body: { cancelled: false } });
+    expect(await other.post(assignment, 'finish', { n: 120 })).toMatchObject({ status: 200 });
+    await expectWhole(a.url, token, run, parts, [far]);
+    expect(far.resets).toEqual([]);
+  });
+
+  test('[RUN1][RUN2] a gateway that was frozen in mid-stream and wakes later mixes nothing in', async () => {
+    const ping = { TUTTI_SOCKET_PING_INTERVAL_MS: '1000', TUTTI_SOCKET_PING_TIMEOUT_MS: '1000' };
+    const { a, b } = await startPair(undo, { env: ping });
+    const token = await userToken('ann');
+    const far = await view(a.url, 'freeze', token);
+    const near = await view(b.url, 'freeze', token);
+    const { balancer } = await sdkWorker(b);
+    const run = await newRun(far);
+    await far.reaches(run, 30);
+    balancer.point(a.port);
+    b.signal('SIGSTOP');
+    await far.reaches(run, 60);
+    b.signal('SIGCONT');
+    await near.moveTo(b.url);
+    await far.ended(run);
+    await expectWhole(a.url, token, run, scoreOf('sdk-1', 120), [near, far]);
+    expect(far.resets).toEqual([]);
+  });
+
   test('[RUN1] Redis dies in mid-stream and comes back: viewers everywhere go on meanwhile', async () => {
     const redis = undo.add(await startRedis(), (one) => one.stop());
     const { a, b } = await startPair(undo, { redisUrl: redis.url });
@@ -295,9 +433,11 @@ describe('something fails in mid-stream', () => {
     const run = await newRun(far);
     await far.reaches(run, 20);
     await postgres.kill9();
-    const before = far.runs.get(run)?.next ?? 0;
-    await far.reaches(run, before + 15);
-    await near.reaches(run, before + 15);
+    // Even the worker's last word finds no database.
+    await far.reaches(run, 120);
+    await near.reaches(run, 120);
+    await sleep(300);
+    expect([...far.finals(run), ...near.finals(run)]).toEqual([]);
     await postgres.start();
     await far.ended(run, 30_000);
     await near.ended(run);
