@@ -8,14 +8,12 @@ import type { JoinFrom } from '../protocol/commands.js';
 import { type Frame, payloadOf } from '../protocol/frames.js';
 import { toJsonText } from '../protocol/primitives.js';
 import type { Exchange } from './exchange.js';
-import type { ConnectionsPort, RevocationsPort, RoomsPort } from './ports.js';
+import type { RoomsPort } from './ports.js';
 import { EventStream, RETRY_MS, sseEvent } from './sse.js';
+import type { Standing } from './standing.js';
 
 /** How the text of an event begins; see `eventJson`. Saves parsing events that are only passed on. */
 const EVENT_POSITION = /^\{"room":"[^"]*","epoch":"([^"]*)","seq":([0-9]+),/;
-
-/** Timers of Node end at this many ms. */
-const LONGEST_TIMER_MS = 2_147_483_647;
 
 /**
  * A push as server-sent events. The stream is the room's feed: pushes that are neither an event nor the feed's own news
@@ -39,9 +37,7 @@ export interface RoomStreamsDeps {
   rooms: RoomsPort;
   metrics: Metrics;
   maxWaitingBytes: number;
-  tokenGraceMs: number;
-  connections: ConnectionsPort | undefined;
-  revocations: RevocationsPort | undefined;
+  standing: Standing;
 }
 
 /** The readers of rooms over server-sent events. */
@@ -52,11 +48,6 @@ export class RoomStreams implements Outlet {
 
   constructor(deps: RoomStreamsDeps) {
     this.#deps = deps;
-    deps.revocations?.onRevoked((revocation) => {
-      for (const viewer of this.#viewers) {
-        if (deps.revocations?.applies(revocation, viewer.principal)) viewer.end();
-      }
-    });
   }
 
   publish(room: RoomKey, frame: Frame, except?: Viewer): void {
@@ -69,11 +60,10 @@ export class RoomStreams implements Outlet {
 
   /** Resolves once the stream is open; it then lives until the reader leaves. A refusal rejects before any answer. */
   async open(exchange: Exchange, principal: Principal, room: string, from: JoinFrom | undefined): Promise<void> {
-    const release = this.#deps.connections?.admit(principal);
-    const viewer = new StreamViewer(exchange, principal, this.#followers, this.#deps);
+    this.#deps.standing.hold(exchange, principal);
+    const viewer = new StreamViewer(exchange, this.#followers, this.#deps);
     this.#viewers.add(viewer);
     exchange.onFinished(() => {
-      release?.();
       this.#viewers.delete(viewer);
       viewer.gone();
       this.#deps.rooms.leaveAll(viewer);
@@ -100,27 +90,19 @@ export class RoomStreams implements Outlet {
 
 class StreamViewer implements Viewer {
   readonly id = randomUUID();
-  readonly principal: Principal;
   readonly #exchange: Exchange;
   readonly #registry: Map<RoomKey, Set<StreamViewer>>;
   readonly #deps: RoomStreamsDeps;
   readonly #rooms = new Set<RoomKey>();
   #stream: EventStream | undefined;
-  #expiry: NodeJS.Timeout | undefined;
 
-  constructor(
-    exchange: Exchange,
-    principal: Principal,
-    registry: Map<RoomKey, Set<StreamViewer>>,
-    deps: RoomStreamsDeps,
-  ) {
+  constructor(exchange: Exchange, registry: Map<RoomKey, Set<StreamViewer>>, deps: RoomStreamsDeps) {
     this.#exchange = exchange;
-    this.principal = principal;
     this.#registry = registry;
     this.#deps = deps;
   }
 
-  /** Answers with a stream that begins with `events`, and ends with the token. */
+  /** Answers with a stream that begins with `events`. */
   start(events: string): void {
     if (this.#exchange.finished) return;
     this.#stream = new EventStream(this.#exchange, {
@@ -128,11 +110,6 @@ class StreamViewer implements Viewer {
       slow: () => this.#deps.metrics.add('slow_closes', {}),
     });
     this.#stream.write(events);
-    const { expiresAt } = this.principal;
-    if (expiresAt === undefined) return;
-    const left = expiresAt + this.#deps.tokenGraceMs - Date.now();
-    this.#expiry = setTimeout(() => this.end(), Math.min(Math.max(left, 0), LONGEST_TIMER_MS));
-    this.#expiry.unref();
   }
 
   write(events: string): void {
@@ -176,7 +153,6 @@ class StreamViewer implements Viewer {
 
   /** The reader is gone: forget what stands for it. */
   gone(): void {
-    clearTimeout(this.#expiry);
     for (const room of [...this.#rooms]) this.unfollow(room);
   }
 }

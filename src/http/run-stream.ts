@@ -6,6 +6,7 @@ import type { Run } from '../protocol/runs.js';
 import type { Exchange } from './exchange.js';
 import type { RunsPort, RunWatcher } from './ports.js';
 import { EventStream, sseEvent } from './sse.js';
+import type { Standing } from './standing.js';
 
 /**
  * The AI SDK's UI message stream, version 1 (https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol): one part per event,
@@ -60,12 +61,14 @@ export class RunStreams {
   readonly #runs: RunsPort;
   readonly #metrics: Metrics;
   readonly #maxWaitingBytes: number;
+  readonly #standing: Standing;
   readonly #open = new Set<EventStream>();
 
-  constructor(deps: { runs: RunsPort; metrics: Metrics; maxWaitingBytes: number }) {
+  constructor(deps: { runs: RunsPort; metrics: Metrics; maxWaitingBytes: number; standing: Standing }) {
     this.#runs = deps.runs;
     this.#metrics = deps.metrics;
     this.#maxWaitingBytes = deps.maxWaitingBytes;
+    this.#standing = deps.standing;
   }
 
   /** Streams a run's output from a position until it ends. A refusal rejects before any answer. */
@@ -75,7 +78,9 @@ export class RunStreams {
     runId: string,
     from: { attempt: number; n: number } | undefined,
   ): Promise<void> {
+    this.#standing.hold(exchange, principal);
     await this.#runs.get(principal, runId);
+    if (exchange.finished) return;
     const stream = new EventStream(exchange, {
       maxWaitingBytes: this.#maxWaitingBytes,
       headers: HEADERS,

@@ -15,6 +15,7 @@ import { runRoutes } from './routes/runs.js';
 import { tokenRoutes } from './routes/tokens.js';
 import { workerRoutes } from './routes/worker.js';
 import { RunStreams } from './run-stream.js';
+import { Standing } from './standing.js';
 import { StaticFiles } from './static.js';
 
 export interface HttpLimits {
@@ -43,7 +44,7 @@ export interface HttpDeps {
   webDir?: string;
   /** Counts streams together with sockets. */
   connections?: ConnectionsPort;
-  /** Ends streams whose token is revoked. */
+  /** Ends streams, claims and worker bodies whose credential is revoked. */
   revocations?: RevocationsPort;
   /** Routes beyond the contract, such as those of the demo. They are described with the others. */
   extraRoutes?: readonly Route[];
@@ -53,11 +54,13 @@ export interface HttpDeps {
 export class HttpServer implements Outlet {
   readonly #roomStreams: RoomStreams;
   readonly #runStreams: RunStreams;
+  readonly #standing: Standing;
   readonly #draining: AbortController;
 
-  constructor(roomStreams: RoomStreams, runStreams: RunStreams, draining: AbortController) {
+  constructor(roomStreams: RoomStreams, runStreams: RunStreams, standing: Standing, draining: AbortController) {
     this.#roomStreams = roomStreams;
     this.#runStreams = runStreams;
+    this.#standing = standing;
     this.#draining = draining;
   }
 
@@ -70,6 +73,7 @@ export class HttpServer implements Outlet {
     this.#draining.abort();
     this.#roomStreams.close();
     this.#runStreams.close();
+    this.#standing.close();
     // Claims answer in later turns of the loop.
     await new Promise((resolve) => setImmediate(resolve));
   }
@@ -79,20 +83,16 @@ export class HttpServer implements Outlet {
 export function mountHttp(app: TemplatedApp, deps: HttpDeps): HttpServer {
   const { rooms, runs, auth, metrics, log, limits } = deps;
   const draining = new AbortController();
-  const roomStreams = new RoomStreams({
-    rooms,
-    metrics,
-    maxWaitingBytes: limits.streamBufferBytes,
-    tokenGraceMs: limits.tokenGraceMs,
-    connections: deps.connections,
-    revocations: deps.revocations,
-  });
-  const runStreams = new RunStreams({ runs, metrics, maxWaitingBytes: limits.streamBufferBytes });
+  const { connections, revocations } = deps;
+  const standing = new Standing({ connections, revocations, tokenGraceMs: limits.tokenGraceMs });
+  const maxWaitingBytes = limits.streamBufferBytes;
+  const roomStreams = new RoomStreams({ rooms, metrics, maxWaitingBytes, standing });
+  const runStreams = new RunStreams({ runs, metrics, maxWaitingBytes, standing });
   const routes = [
     ...tokenRoutes(auth),
     ...roomRoutes(rooms, roomStreams),
     ...runRoutes(runs, runStreams),
-    ...workerRoutes(runs, draining.signal),
+    ...workerRoutes(runs, draining.signal, standing),
     ...healthRoutes(deps.health, metrics.registry),
     ...(deps.extraRoutes ?? []),
   ];
@@ -106,5 +106,5 @@ export function mountHttp(app: TemplatedApp, deps: HttpDeps): HttpServer {
     allowedOrigins: deps.allowedOrigins,
   });
   app.any('/*', (res, req) => router.handle(res, req));
-  return new HttpServer(roomStreams, runStreams, draining);
+  return new HttpServer(roomStreams, runStreams, standing, draining);
 }

@@ -1,4 +1,7 @@
 import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import type { Revocation } from '../../src/core/directory.js';
+import { ConnectionLimits } from '../../src/core/limits.js';
+import type { Principal } from '../../src/core/principal.js';
 import { as, principals, RawConnection, type Stand, standUp, until } from './stand.js';
 
 let stand: Stand;
@@ -92,9 +95,55 @@ describe('a room over SSE', () => {
     if (brief) principals.brief = { ...brief, expiresAt: Date.now() + 300 };
     const ending = await open('/v1/rooms/lobby/stream', {}, 'brief');
     await until(() => ending.ended);
+    stand.runs.add('r1', 'streaming');
+    if (brief) principals.brief = { ...brief, expiresAt: Date.now() + 300 };
+    const endingRun = await open('/v1/runs/r1/stream', {}, 'brief');
+    await until(() => endingRun.ended);
     const drained = await open('/v1/rooms/lobby/stream');
     await stand.http.drain();
     await until(() => drained.ended && stand.rooms.viewers.size === 0);
+  });
+});
+
+describe('a credential that is revoked', () => {
+  test('[AUTH3] ends the streams, claims and bodies it began, and nobody else’s', async () => {
+    stand.close();
+    let revoke: (revocation: Revocation) => void = () => {};
+    const revocations = {
+      onRevoked: (listener: typeof revoke) => {
+        revoke = listener;
+      },
+      applies: ({ subject }: Revocation, { id }: Principal) => subject === id,
+    };
+    const connections = new ConnectionLimits({ total: 5, perTenant: 5, perUser: 2 });
+    stand = await standUp({ revocations, connections });
+    stand.runs.add('r1', 'streaming');
+    const room = await open('/v1/rooms/lobby/stream');
+    const run = await open('/v1/runs/r1/stream');
+    expect((await open('/v1/runs/r1/stream')).response.status).toBe(429);
+    const other = await open('/v1/runs/r1/stream', {}, 'server');
+    const claim = fetch(`${stand.url}/v1/worker/claims`, {
+      method: 'POST',
+      headers: as('worker', { 'content-type': 'application/json' }),
+      body: JSON.stringify({ models: ['demo'], waitMs: 30_000 }),
+    });
+    const body = new RawConnection(stand.port);
+    body.send(
+      'POST /v1/worker/runs/r1/chunks HTTP/1.1\r\nhost: x\r\nauthorization: Bearer worker\r\ntutti-fence: 1\r\n' +
+        'content-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n',
+    );
+    await until(() => stand.runs.watchers.size === 2);
+    await new Promise((wait) => setTimeout(wait, 100));
+    const of = (subject: string) => ({ id: subject, tenant: 'acme', kind: 'user' as const, subject, at: Date.now() });
+    revoke(of('ann'));
+    await until(() => room.ended && run.ended);
+    expect(stand.runs.watchers.size).toBe(1);
+    revoke(of('k2'));
+    expect((await claim).status).toBe(401);
+    expect(await body.status()).toBe(401);
+    expect(other.ended).toBe(false);
+    body.socket.destroy();
+    other.leave();
   });
 });
 

@@ -69,7 +69,7 @@ export const runRoutes = (runs: RunsPort, streams: RunStreams): Route[] => [
     params: runParams,
     headers: { 'Last-Event-ID': { description: '`attempt:n` of the last part read.', required: false } },
     responses: { 200: { description: 'The output.', type: 'text/event-stream' } },
-    errors: ['not_found'],
+    errors: ['not_found', 'quota_exceeded'],
     handle: async ({ principal, params, exchange }) => {
       const last = exchange.head.headers.get('last-event-id');
       await streams.serve(exchange, principal, params.id, last ? parse(runStreamFrom, last) : undefined);

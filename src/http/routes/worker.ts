@@ -13,6 +13,7 @@ import { receiveChunks } from '../chunks.js';
 import type { Exchange } from '../exchange.js';
 import type { RunsPort } from '../ports.js';
 import { empty, json, type Route, route, streamingRoute } from '../route.js';
+import type { Standing } from '../standing.js';
 
 const fenceHeaders = {
   'Tutti-Fence': { description: 'The `fence` of the assignment.', required: true, schema: fenceHeader },
@@ -22,7 +23,7 @@ const fenceOf = (exchange: Exchange): number => parse(fenceHeader, exchange.head
 const shared = { tag: 'worker', access: 'worker', errors: ['fenced', 'not_found', 'conflict'] } as const;
 
 /** `draining` ends claims that wait, so that no run is given to a worker whose gateway leaves. */
-export const workerRoutes = (runs: RunsPort, draining: AbortSignal): Route[] => [
+export const workerRoutes = (runs: RunsPort, draining: AbortSignal, standing: Standing): Route[] => [
   route({
     ...shared,
     method: 'POST',
@@ -34,7 +35,9 @@ export const workerRoutes = (runs: RunsPort, draining: AbortSignal): Route[] => 
       200: { description: 'The run is yours while you send within `leaseMs`.', schema: workerClaimReply },
       204: { description: 'None came.' },
     },
+    errors: [...shared.errors, 'quota_exceeded'],
     handle: async ({ principal, body, exchange }) => {
+      standing.hold(exchange, principal);
       const assignment = await runs.claim(principal, body, AbortSignal.any([exchange.signal, draining]));
       return assignment ? json(200, assignment) : empty(204);
     },
@@ -52,9 +55,10 @@ export const workerRoutes = (runs: RunsPort, draining: AbortSignal): Route[] => 
     headers: fenceHeaders,
     body: { stream: 'application/x-ndjson', description: 'Lines `{ "n": 0, "part": { "type": "text-delta", … } }`.' },
     responses: { 200: { description: 'What is committed, and whether to stop.', schema: workerPushReply } },
-    errors: ['fenced', 'not_found', 'out_of_order', 'payload_too_large'],
+    errors: ['fenced', 'not_found', 'out_of_order', 'payload_too_large', 'quota_exceeded'],
     handle: async ({ principal, params, body, exchange }) => {
       const fence = fenceOf(exchange);
+      standing.hold(exchange, principal);
       return json(200, await receiveChunks(runs, { exchange, body, worker: principal, run: params.id, fence }));
     },
   }),
