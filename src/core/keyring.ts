@@ -5,7 +5,7 @@ import { type KeySource, keySource } from './tokens.js';
 
 /** Longest time a changed tenant, issuer or key may go unseen, in ms. */
 const MAX_AGE_MS = 5000;
-/** Names kept in memory per table, found or not. */
+/** Names kept in memory per table: so many that were found, and so many that were not. */
 const KEPT_MAX = 5000;
 /** Names never seen before that may be looked up per second: a flood of random ones must not become a flood of queries. */
 const UNKNOWN_PER_SECOND = 50;
@@ -95,9 +95,18 @@ export class Keyring {
   }
 }
 
-/** Rows by name. A name found once is looked up again after a change; a name never found is rationed. */
+interface Entry<T> {
+  generation: number;
+  row: Promise<T | undefined>;
+}
+
+/**
+ * Rows by name. A name found once is looked up again after a change; a name never found is rationed, and kept apart, so
+ * that a flood of random ones pushes out nobody who is known.
+ */
 class Table<T> {
-  readonly #rows = new Map<string, { generation: number; row: Promise<T | undefined>; found: boolean }>();
+  readonly #known = new Map<string, Entry<T>>();
+  readonly #strangers = new Map<string, Entry<T>>();
   readonly #ration: TokenBucket;
   #generation = 0;
 
@@ -113,28 +122,38 @@ class Table<T> {
   }
 
   get(name: string): Promise<T | undefined> {
-    const kept = this.#rows.get(name);
+    const known = this.#known.get(name);
+    const kept = known ?? this.#strangers.get(name);
     if (kept?.generation === this.#generation) return kept.row;
-    if (!kept?.found) {
+    if (!known) {
       const retryAfterMs = this.#ration.take();
       if (retryAfterMs > 0) {
         throw new TuttiError('overloaded', 'Too many unknown credentials are presented.', { retryAfterMs });
       }
     }
-    const entry = { generation: this.#generation, row: this.read(name), found: kept?.found ?? false };
-    this.#rows.delete(name);
-    trim(this.#rows);
-    this.#rows.set(name, entry);
+    const entry = { generation: this.#generation, row: this.read(name) };
+    put(known ? this.#known : this.#strangers, name, entry);
     entry.row.then(
       (row) => {
-        entry.found = row !== undefined;
+        const [to, from] = row === undefined ? [this.#strangers, this.#known] : [this.#known, this.#strangers];
+        if (from.get(name) !== entry) return;
+        from.delete(name);
+        put(to, name, entry);
       },
       () => {
-        if (this.#rows.get(name) === entry) this.#rows.set(name, { ...entry, generation: -1 });
+        for (const map of [this.#known, this.#strangers]) {
+          if (map.get(name) === entry) map.set(name, { ...entry, generation: -1 });
+        }
       },
     );
     return entry.row;
   }
+}
+
+function put<T>(map: Map<string, T>, name: string, value: T): void {
+  map.delete(name);
+  trim(map);
+  map.set(name, value);
 }
 
 /** Makes room for one more; what was put in first goes first. */

@@ -1,6 +1,7 @@
 import { generateKeyPairSync } from 'node:crypto';
 import { SignJWT, UnsecuredJWT } from 'jose';
 import { describe, expect, test } from 'vitest';
+import { Keyring } from '../../src/core/keyring.js';
 import type { ErrorCode } from '../../src/errors.js';
 import { DEV_SECRET, type DevToken, devToken } from '../support/tokens.js';
 import { hs256, setUp } from './setup.js';
@@ -46,6 +47,7 @@ const wrong: Record<string, DevToken & { code?: ErrorCode }> = {
   'another secret': { secret: 'x'.repeat(32) },
   'an unknown issuer': { claims: { iss: 'who' } },
   'no issuer': { claims: { iss: undefined } },
+  'an issuer with a NUL': { claims: { iss: 'tutti\u0000dev' } },
   'another audience': { claims: { aud: 'other' } },
   'no audience': { claims: { aud: undefined } },
   'no subject': { claims: { sub: undefined } },
@@ -124,6 +126,22 @@ test('[ERR1] a directory that does not answer denies', async () => {
   const { auth, directory } = await setUp();
   directory.failing = true;
   await expect(auth.token(await devToken())).rejects.toMatchObject({ code: 'log_unavailable', status: 503 });
+});
+
+test('[LIM1] a flood of random names pushes out nobody who is known', async () => {
+  const { directory } = await setUp();
+  let now = 0;
+  const keyring = new Keyring(directory, { pollMs: 60_000, now: () => now });
+  expect(await keyring.issuer('tutti-dev')).toBeDefined();
+  const asked = directory.asked.issuer;
+  for (let i = 0; i < 6000; i += 1) {
+    now += 20;
+    expect(await keyring.issuer(`random-${i}`)).toBeUndefined();
+  }
+  expect(directory.asked.issuer).toBe(asked + 6000);
+  for (let i = 0; i < 300; i += 1) await keyring.issuer(`more-${i}`).catch(() => undefined);
+  await expect(keyring.issuer('one more')).rejects.toMatchObject({ code: 'overloaded' });
+  expect(await keyring.issuer('tutti-dev')).toBeDefined();
 });
 
 test('a flood of random issuers becomes few queries', async () => {
