@@ -256,8 +256,14 @@ export class Feed {
   async #replayFromLog(viewer: Viewer, replay: Replay, current: () => boolean): Promise<void> {
     if (!this.#ringFilled) return this.#fillRing();
     const { epoch } = this;
-    const after = replay.cursor - (replay.cursor % MAX_HISTORY_LIMIT);
-    const page = await this.#page(after);
+    const { cursor } = replay;
+    let after = cursor - (cursor % MAX_HISTORY_LIMIT);
+    let page = await this.#page(after);
+    if (page && page.head.head > cursor && Math.max(after, page.head.floor) + page.frames.length <= cursor) {
+      // A page of large events, which ends before this reader's place.
+      after = cursor;
+      page = await this.#page(after);
+    }
     if (!current() || replay.cursor < after) return;
     if (epoch !== this.#epoch) return;
     if (page && page.head.epoch === epoch && page.head.floor <= replay.cursor) {

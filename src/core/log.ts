@@ -57,7 +57,8 @@ export interface EventLog {
   /** Heads of many rooms, possibly of several tenants, in one query. Rooms that do not exist are missing. */
   heads(rooms: readonly RoomKey[]): Promise<Map<RoomKey, RoomHead>>;
   /**
-   * One page of events and the room's head, read in one snapshot.
+   * One page of events and the room's head, read in one snapshot. A page of large events ends before its limit, never
+   * without an event that is there.
    * @returns `undefined` where there is no such room.
    */
   read(tenant: string, room: string, range: Range): Promise<(RoomHead & { events: EventRecord[] }) | undefined>;

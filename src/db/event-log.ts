@@ -9,6 +9,8 @@ import { codeOf } from './refusal.js';
 
 export type { AppendLimits } from './append-lanes.js';
 
+/** Data of the events in one page, in bytes; the last one may go over. */
+const PAGE_BYTES = 512 * 1024;
 /** Rooms looked up in one statement. */
 const HEADS_MAX = 1000;
 
@@ -65,14 +67,19 @@ export function createEventLog(database: Database, limits: AppendLimits, metrics
     async read(tenant, room, { after = 0, before = Number.MAX_SAFE_INTEGER, limit, order }) {
       const rows = await database.withTenants([tenant], (tx) => {
         const direction = order === 'asc' ? tx`asc` : tx`desc`;
-        // One statement, one snapshot: head, floor and events agree.
+        // One statement, one snapshot: head, floor and events agree. The running sum ends a page of large events early.
         return tx<(RoomHead & EventRow)[]>`
           select r.epoch, r.head, r.floor, e.seq, e.mid, e.type, e.data::text as data, e.by::text as by, e.at
           from tutti.rooms r
           left join lateral (
-            select * from tutti.events e
-            where e.room_id = r.id and e.seq > greatest(r.floor, ${after}::bigint) and e.seq < ${before}::bigint
-            order by e.seq ${direction} limit ${limit}
+            select * from (
+              select e.*, sum(octet_length(e.data::text)) over (order by e.seq ${direction}) - octet_length(e.data::text) as bytes
+              from (
+                select * from tutti.events e
+                where e.room_id = r.id and e.seq > greatest(r.floor, ${after}::bigint) and e.seq < ${before}::bigint
+                order by e.seq ${direction} limit ${limit}
+              ) e
+            ) e where e.bytes < ${PAGE_BYTES}
           ) e on true
           where r.tenant_id = ${tenant} and r.name = ${room}
           order by e.seq ${direction}`;

@@ -192,6 +192,27 @@ describe('feeds', () => {
     expect(log.reads).toBeLessThanOrEqual(3);
   });
 
+  test('[RES1] a replay of events so large that pages of the log end early has no hole', async () => {
+    const { clock, log, node, publish } = world(13, undefined, 1, { ...limits, ringBytes: 500 });
+    for (let i = 0; i < 40; i += 1) void publish(0, `m${i}`);
+    await clock.run(100);
+    log.pageMax = 7;
+    const readers = [0, 3, 7, 20].map((seq, i) => {
+      const reader = new Reader(new SimViewer(`v${i}`, node(0).outlet));
+      reader.position = { epoch: log.rooms.get(key)?.epoch ?? '', seq };
+      void reader.join(node(0).feeds);
+      return reader;
+    });
+    await clock.run(2000);
+    for (const reader of readers) reader.take();
+    expect(readers.map(({ texts, resyncs }) => [texts.length, resyncs])).toEqual([
+      [40, 0],
+      [37, 0],
+      [33, 0],
+      [20, 0],
+    ]);
+  });
+
   test('[RES1] a position that is gone is answered with a resync, never with a hole', async () => {
     const { clock, log, node, publish } = world(5);
     for (let i = 0; i < 20; i += 1) void publish(0, `m${i}`);

@@ -71,6 +71,8 @@ export class SimLog implements EventLog {
   readonly rooms = new Map<RoomKey, SimRoom>();
   reads = 0;
   away = false;
+  /** Most events in one page, as if they were large. */
+  pageMax = Number.POSITIVE_INFINITY;
   #epochs = 0;
 
   constructor(
@@ -108,7 +110,7 @@ export class SimLog implements EventLog {
       if (!log) return undefined;
       const found = log.events.filter(({ seq }) => seq > after && seq < before && seq > log.floor);
       if (order === 'desc') found.reverse();
-      return { ...head(log), events: found.slice(0, limit) };
+      return { ...head(log), events: found.slice(0, Math.min(limit, this.pageMax)) };
     });
   }
 

@@ -190,6 +190,19 @@ describe('read', () => {
     expect(await log.read('b', 'paged', { limit: 1, order: 'asc' })).toBeUndefined();
   });
 
+  test('a page of large events ends early, never before its first', async () => {
+    const large = JSON.stringify('x'.repeat(200_000)) as JsonText;
+    for (let i = 0; i < 5; i += 1) await log.append({ ...event('a', 'large', `m${i}`), data: large });
+    const seqs = async (range: Parameters<EventLog['read']>[2]) =>
+      (await log.read('a', 'large', range))?.events.map(({ seq }) => seq);
+    expect(await seqs({ limit: 9, order: 'asc' })).toEqual([1, 2, 3]);
+    expect(await seqs({ after: 3, limit: 9, order: 'asc' })).toEqual([4, 5]);
+    expect(await seqs({ limit: 9, order: 'desc' })).toEqual([5, 4, 3]);
+    const huge = JSON.stringify('x'.repeat(600_000)) as JsonText;
+    await log.append({ ...event('a', 'large', 'huge'), data: huge });
+    expect(await seqs({ limit: 9, order: 'desc' })).toEqual([6]);
+  });
+
   test('[RES1] nothing at or below the floor is read', async () => {
     await Promise.all(Array.from({ length: 5 }, (_, i) => log.append(event('a', 'floored', `m${i}`))));
     await database.withTenants(['a'], (tx) => tx`update tutti.rooms set floor = 3 where name = 'floored'`);
