@@ -49,7 +49,9 @@ export class RunOutput {
     this.#stop = stop;
     this.#base = assignment.committed;
     this.#sent = assignment.committed;
-    this.#beat = setInterval(() => void this.#heartbeat(), assignment.leaseMs / 5);
+    this.#beat = setInterval(() => {
+      if (socket.connected && Date.now() - this.#answeredAt >= assignment.leaseMs / 4) void this.renew();
+    }, assignment.leaseMs / 5);
     this.#unsubscribe = socket.onConnected(() => this.#rewind(this.#base));
   }
 
@@ -79,6 +81,18 @@ export class RunOutput {
         else if (error instanceof Refusal && !error.retryable) this.#giveUp(error);
         else await this.#rest(attempt, error);
       }
+    }
+  }
+
+  /** Shows the gateway that the run is in hand here; resolves when it knows. Never rejects. */
+  async renew(): Promise<void> {
+    if (this.#ended) return;
+    try {
+      const { run, fence } = this.#assignment;
+      this.#answered(await this.#socket.request('run.heartbeat', { run: run.id, fence }));
+      this.#wake();
+    } catch (error) {
+      if (error instanceof Refusal && !error.retryable) this.#giveUp(error);
     }
   }
 
@@ -184,17 +198,6 @@ export class RunOutput {
     if (this.#ended) return;
     this.close();
     this.#stop(why);
-  }
-
-  async #heartbeat(): Promise<void> {
-    if (!this.#socket.connected || Date.now() - this.#answeredAt < this.#assignment.leaseMs / 4) return;
-    try {
-      const { run, fence } = this.#assignment;
-      this.#answered(await this.#socket.request('run.heartbeat', { run: run.id, fence }));
-      this.#wake();
-    } catch (error) {
-      if (error instanceof Refusal && !error.retryable) this.#giveUp(error);
-    }
   }
 
   #rest(attempt: number, error: unknown): Promise<void> {

@@ -63,7 +63,7 @@ export interface RunningWorker {
  * lost connection, so a restarted gateway costs nothing; a run that was cancelled or lost aborts its handler.
  */
 export function runWorker(options: WorkerOptions): RunningWorker {
-  const active = new Map<string, { abort: AbortController; ended: Promise<void> }>();
+  const active = new Map<string, { abort: AbortController; output: RunOutput; ended: Promise<void> }>();
   let stopping = false;
   let finished: () => void = () => undefined;
   let failed: (error: Refusal) => void = () => undefined;
@@ -88,15 +88,20 @@ export function runWorker(options: WorkerOptions): RunningWorker {
       else if (socket.connected) setTimeout(announce, 1000).unref();
     });
   };
-  socket.onConnected(announce);
+  socket.onConnected(() => {
+    // A gateway that does not know yet what is in hand would give more than there is room for.
+    void Promise.all([...active.values()].map(({ output }) => output.renew())).then(announce);
+  });
 
   function start(assignment: Assignment): void {
     const id = assignment.run.id;
     active.get(id)?.abort.abort('fenced');
     const abort = new AbortController();
-    const entry = { abort, ended: Promise.resolve() };
+    const output = new RunOutput(socket, assignment, (why) => abort.abort(why));
+    abort.signal.addEventListener('abort', () => output.close(), { once: true });
+    const entry = { abort, output, ended: Promise.resolve() };
     active.set(id, entry);
-    entry.ended = serve(socket, assignment, options.handle, abort).finally(() => {
+    entry.ended = serve(assignment, options.handle, output, abort.signal).finally(() => {
       if (active.get(id) === entry) active.delete(id);
     });
   }
@@ -121,20 +126,13 @@ export function runWorker(options: WorkerOptions): RunningWorker {
 }
 
 /** One run from its assignment to its last word. Never rejects. */
-async function serve(
-  socket: WorkerSocket,
-  assignment: Assignment,
-  handle: Handler,
-  abort: AbortController,
-): Promise<void> {
-  const output = new RunOutput(socket, assignment, (why) => abort.abort(why));
-  abort.signal.addEventListener('abort', () => output.close(), { once: true });
+async function serve(assignment: Assignment, handle: Handler, output: RunOutput, signal: AbortSignal): Promise<void> {
   try {
     const push = (part: Part) => output.add(part);
-    const result = await consume(handle(assignment, { signal: abort.signal, push }), push, abort.signal);
-    if (!abort.signal.aborted) await output.end({ name: 'run.finish', body: { ...result } });
+    const result = await consume(handle(assignment, { signal, push }), push, signal);
+    if (!signal.aborted) await output.end({ name: 'run.finish', body: { ...result } });
   } catch (error) {
-    if (!abort.signal.aborted) await output.end({ name: 'run.fail', body: failureOf(error) });
+    if (!signal.aborted) await output.end({ name: 'run.fail', body: failureOf(error) });
   } finally {
     output.close();
   }
