@@ -275,7 +275,6 @@ describe('two gateways, nothing fails', () => {
     const other = await view(b, 'race');
     const worker = undo.add(await BareWorker.connect(b.url, { capacity: 12 }), (one) => one.close());
     const parts = scoreOf('w-1', COUNT);
-    const outcomes = new Set<string>();
     for (let i = 0; i < 12; i++) {
       const run = await newRun(viewer);
       const assignment = await worker.assignment(run);
@@ -284,7 +283,6 @@ describe('two gateways, nothing fails', () => {
         worker.finish(assignment),
         sleep(i % 4).then(() => (i % 2 === 0 ? viewer : other).client.call('run.cancel', { run })),
       ]);
-      outcomes.add(cancelled.run.state);
       const stored = await storedRun(b.url, token, run);
       expect(stored.state).toBe(cancelled.run.state);
       for (const one of [viewer, other]) {
@@ -320,10 +318,11 @@ describe('something fails in mid-stream', () => {
   test("[RUN1][RUN2] kill -9 of the worker's gateway costs no byte: the worker goes on at the other", async () => {
     const { a, b } = await startPair(undo);
     const token = await userToken('ann');
-    const { balancer } = await sdkWorker(b);
+    const { balancer, worker } = await sdkWorker(b);
     const far = await view(a.url, 'crash', token);
     const near = await view(b.url, 'crash', token);
     const run = await newRun(far);
+    const next = await newRun(far);
     const stream = undo.add(await RunStream.open(b.url, token, run), (one) => one.close());
     await near.reaches(run, 30);
     await far.reaches(run, 30);
@@ -339,6 +338,15 @@ describe('something fails in mid-stream', () => {
     expect(far.resets).toEqual([]);
     expect([...stream.faults, ...resumed.faults]).toEqual([]);
     expect(resumed.done).toBe(true);
+    // It has room for one run, at the new gateway too.
+    await far.ended(next);
+    const lines = worker.output().split('\n');
+    expect(lines.filter((line) => / [0-9a-f-]{36}$/.test(line))).toEqual([
+      `begin ${run}`,
+      `end ${run}`,
+      `begin ${next}`,
+      `end ${next}`,
+    ]);
     expect(JSON.stringify([...stream.parts, ...resumed.parts])).toBe(JSON.stringify(scoreOf('sdk-1', 120)));
   });
 
@@ -467,5 +475,42 @@ describe('something fails in mid-stream', () => {
     await expectWhole(a.url, token, run, scoreOf('sdk-1', 120), [near, far]);
     expect(far.resets).toEqual([]);
     expect(JSON.stringify([...stream.parts, ...resumed.parts])).toBe(JSON.stringify(scoreOf('sdk-1', 120)));
+  });
+
+  test('[DRN1][RUN2] SIGTERM answers claims and open bodies; a worker over HTTP goes on at the other gateway', async () => {
+    const { a, b } = await startPair(undo);
+    const token = await userToken('ann');
+    const far = await view(a.url, 'drain', token);
+    const leaving = new HttpWorker(b.url);
+    const claim = leaving.claim();
+    const run = await newRun(far);
+    const assignment = await claim;
+    if (!assignment) throw new Error('nothing was claimed');
+    const idle = leaving.claim(30_000);
+    const parts = scoreOf('sdk-1', 120);
+    const body = undo.add(leaving.open(assignment), (one) => one.destroy());
+    for (const [n, part] of parts.slice(0, 40).entries()) body.send(n, part);
+    await far.reaches(run, 40);
+    const exit = b.term();
+    expect(await idle).toBeUndefined();
+    for (let n = 40; n < 120 && !body.answered && b.running(); n++) {
+      const part = parts[n];
+      if (part) body.send(n, part);
+      await sleep(20);
+    }
+    const answer = await Promise.race([body.answer, exit]);
+    expect(answer).toMatchObject({ status: 503, body: { code: 'draining', retryable: true } });
+    expect(await exit).toBe(0);
+    const other = new HttpWorker(a.url);
+    const { body: reply } = await other.post(assignment, 'heartbeat');
+    const { committed } = reply as { committed: number };
+    // What viewers had seen before the drain was committed by it.
+    expect(committed).toBeGreaterThanOrEqual(40);
+    const rest = other.open(assignment);
+    for (const [i, part] of parts.slice(committed).entries()) rest.send(committed + i, part);
+    expect(await rest.end()).toMatchObject({ status: 200 });
+    expect(await other.post(assignment, 'finish', { n: 120 })).toMatchObject({ status: 200 });
+    await expectWhole(a.url, token, run, parts, [far]);
+    expect(far.resets).toEqual([]);
   });
 });
