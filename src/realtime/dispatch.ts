@@ -26,6 +26,9 @@ export interface DispatchDeps {
   limit(session: Session): void;
 }
 
+/** Commands of one session that may wait for their answer at a time. */
+const IN_FLIGHT_MAX = 1000;
+
 /** An answer as it stands on the wire. Written as text so that stored JSON goes out without being parsed. */
 const ackFrame = (namespace: string, id: number, answer: string): string =>
   `43${namespace === '/' ? '' : `${namespace},`}${id}[${answer}]`;
@@ -80,8 +83,13 @@ export class Dispatch {
       this.deps.metrics.add('commands', { command: command ? String(name) : 'unknown', code });
       if (packet.id !== undefined) session.link.send(ackFrame(session.namespace, packet.id, text));
     };
+    if (session.state !== 'active') return;
+    session.inFlight += 1;
     try {
-      if (session.state !== 'active') return;
+      // Bounds what the payloads of one session can hold in memory, however fast it sends without waiting.
+      if (session.inFlight > IN_FLIGHT_MAX) {
+        throw new TuttiError('overloaded', 'Too many commands wait for their answer.', { retryAfterMs: 100 });
+      }
       this.deps.limit(session);
       if (!command) throw new TuttiError('bad_request', 'There is no such command.');
       await command(session, payloadOf(args), (json) => answer('ok', withOk(json)));
@@ -92,6 +100,8 @@ export class Dispatch {
         this.deps.log.error({ ...session.fields, command: String(name), err: refusal.cause }, 'command failed');
       }
       answer(refusal.code, `{"ok":false,"error":${JSON.stringify(refusal.toWire())}}`);
+    } finally {
+      session.inFlight -= 1;
     }
   }
 }

@@ -24,6 +24,8 @@ export class Session {
   /** The session as a reader of rooms. */
   readonly viewer: SocketViewer;
   spent: Spent | undefined;
+  /** Commands that wait for their answer. */
+  inFlight = 0;
   #noticed = false;
 
   constructor(

@@ -135,6 +135,8 @@ class StageRuns {
   readonly calls: string[] = [];
   readonly waiting: StageClaim[] = [];
   answer: PushReply | TuttiError = { committed: 1, cancelled: false };
+  /** Pushes wait for it. */
+  gate: Promise<void> | undefined;
 
   create = async () => ({ run: runOf('r0', 'queued'), created: true });
   cancel = async (_: Principal, id: string) => runOf(id, 'cancelled');
@@ -168,6 +170,7 @@ class StageRuns {
 
   async #say(call: string): Promise<PushReply> {
     this.calls.push(call);
+    await this.gate;
     if (this.answer instanceof TuttiError) throw this.answer;
     return this.answer;
   }

@@ -142,6 +142,22 @@ test('a run assigned just as the worker vanished is given back', async () => {
   await expect.poll(() => stage.runs.calls).toContain('fail late');
 });
 
+test('[LIM1] a worker that sends without waiting is refused past a bound, and goes on after it', async () => {
+  const { ask } = await worker(0);
+  let release = () => {};
+  stage.runs.gate = new Promise((resolve) => {
+    release = resolve;
+  });
+  const push = (n: number) => ask('run.push', { run: 'r', fence: 1, n, parts: [part] });
+  const answers = Array.from({ length: 1100 }, (_, n) => push(n));
+  expect(await answers.at(-1)).toMatchObject({ ok: false, error: { code: 'overloaded', retryable: true } });
+  expect(stage.runs.calls).toHaveLength(1000);
+  release();
+  stage.runs.gate = undefined;
+  expect((await Promise.all(answers)).filter(({ ok }) => ok)).toHaveLength(1000);
+  expect(await push(1000)).toMatchObject({ ok: true });
+});
+
 test('bad input gets a code', async () => {
   const { ask } = await worker(0);
   for (const [name, payload] of [
