@@ -69,10 +69,7 @@ export class Feeds implements RoomOutput {
   /** Begins the head checks (FEED2). */
   start(companion: RoomCompanion): void {
     this.#companion = companion;
-    this.#deps.bus.onReconnect(() => {
-      this.#deps.metrics.add('bus_reconnects', {});
-      void this.check();
-    });
+    this.#deps.bus.onReconnect(() => void this.check());
     this.#scheduleCheck();
   }
 

@@ -109,7 +109,7 @@ export class RunCommits {
       problem = asTuttiError(error);
       for (const { writer } of batch) if (writer.status === 'open') writer.due = true;
       const wait = Math.min(RETRY_MAX_MS, RETRY_MIN_MS * 2 ** this.#failures++);
-      log.warn({ error, runs: batch.length }, 'Run output could not be committed; trying again.');
+      log.warn({ err: error, runs: batch.length }, 'Run output could not be committed; trying again.');
       this.#retry = setTimeout(() => {
         this.#retry = undefined;
         this.poke();

@@ -148,7 +148,7 @@ export class RunQueue {
     try {
       found = await store.claim({ tenant, models, worker, ...limits });
     } catch (error) {
-      log.warn({ error }, 'A claim failed.');
+      log.warn({ err: error }, 'A claim failed.');
       waiter.settle(
         error instanceof TuttiError ? error : new TuttiError('internal', 'Internal error.', { cause: error }),
       );
@@ -159,7 +159,7 @@ export class RunQueue {
     if (waiter.settle(claimed)) return true;
     // The worker vanished while it was served: the run is another's who waits, or goes back.
     for (const other of this.#waiters) if (other.kind === waiter.kind && other.settle(claimed)) return true;
-    await this.#giveBack(found.run).catch((error) => log.warn({ error }, 'A run could not be given back.'));
+    await this.#giveBack(found.run).catch((error) => log.warn({ err: error }, 'A run could not be given back.'));
     return true;
   }
 

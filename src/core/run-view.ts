@@ -251,7 +251,7 @@ export class RunView {
         while (await this.#page());
       } while (this.#healAgain && !this.#closed);
     } catch (error) {
-      this.#log.warn({ error, run: this.id }, 'Run output could not be read; trying again.');
+      this.#log.warn({ err: error, run: this.id }, 'Run output could not be read; trying again.');
     } finally {
       this.#healing = false;
     }

@@ -191,7 +191,7 @@ export class RunViews {
       for (const act of acts) this.#with(room, run, act);
     } catch (error) {
       room.loading.delete(run);
-      this.#deps.log.warn({ error, run }, 'A run could not be read; the next check will.');
+      this.#deps.log.warn({ err: error, run }, 'A run could not be read; the next check will.');
     }
   }
 

@@ -294,7 +294,7 @@ export class Runs {
         if (changes.length < SWEEP_LIMIT) return;
       }
     } catch (error) {
-      this.#deps.log.warn({ error }, 'Lost runs could not be looked for; trying again.');
+      this.#deps.log.warn({ err: error }, 'Lost runs could not be looked for; trying again.');
     }
   }
 

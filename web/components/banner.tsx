@@ -61,7 +61,7 @@ function TokenHelp() {
         </p>
         <pre>
           <code>
-            {`npm run tutti -- token --user alice \\\n  --cap '{"lobby":["join","publish","run.create","run.cancel"]}'`}
+            {`npm run tutti -- token --tenant <tenant> --user alice \\\n  --cap '{"lobby":["join","publish","run.create","run.cancel"]}'`}
             {`\n\n${location.origin}/#room=lobby&token=<token>`}
           </code>
         </pre>
