@@ -56,7 +56,7 @@ describe.each(Object.entries(implementations))('bus contract: %s', (_name, famil
     }
   });
 
-  test('a gateway never gets its own echo', async () => {
+  test('[BUS1] a gateway never gets its own echo', async () => {
     await Promise.all([one.bus.subscribe(room('a')), two.bus.subscribe(room('a'))]);
     one.bus.announce(room('a'), event(1));
     await eventually('it arrived at the other', () => two.got.length === 1);
@@ -64,7 +64,7 @@ describe.each(Object.entries(implementations))('bus contract: %s', (_name, famil
     expect(keysOf(one)).not.toContain('e1:1');
   });
 
-  test('rooms that are not subscribed are not heard, and rooms of two tenants do not mix', async () => {
+  test('[BUS1] rooms that are not subscribed are not heard, and rooms of two tenants do not mix', async () => {
     await two.bus.subscribe(room('a'));
     one.bus.announce(room('b'), event(1));
     one.bus.announce(systemKey('acme', 'runs'), event(2));

@@ -34,7 +34,7 @@ async function inspect<T>(look: (client: Redis) => Promise<T>): Promise<T> {
   }
 }
 
-test('Redis killed and restarted: announcements flow again, with every subscription, and the listener is told', async () => {
+test('[FEED2] Redis killed and restarted: announcements flow again, with every subscription, and the listener is told', async () => {
   const [one, two] = [await peer(), await peer()];
   const rooms = Array.from({ length: 500 }, (_, i) => room(`r${i}`));
   await Promise.all(rooms.map((name) => two.bus.subscribe(name)));
@@ -108,7 +108,7 @@ test('Redis that stops answering costs bounded memory: announcements are dropped
   await eventually('it works again', () => one.bus.connected());
 });
 
-test('Redis sends a gateway nothing for rooms it has not subscribed', async () => {
+test('[BUS1] Redis sends a gateway nothing for rooms it has not subscribed', async () => {
   const [one, two] = [await peer(), await peer()];
   await two.bus.subscribe(room('a'));
   await two.bus.subscribe(room('b'));

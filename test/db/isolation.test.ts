@@ -21,7 +21,7 @@ afterAll(async () => {
 });
 
 describe('row level security', () => {
-  test('[ISO1] the catalog: every table with a tenant has forced policies, the role owns nothing', async () => {
+  test('[ISO2] the catalog: every table with a tenant has forced policies, the role owns nothing', async () => {
     await verifyIsolation(database);
     const tables = await database.asOwner(
       5000,
@@ -74,7 +74,7 @@ describe('row level security', () => {
     expect(await seen(['a', 'b'])).toHaveLength(0);
   });
 
-  test('[ISO1] the role cannot change the log, the schema or its own rights', async () => {
+  test('[ISO2] the role cannot change the log, the schema or its own rights', async () => {
     for (const attempt of [
       `update tutti.events set data = '1'`,
       `delete from tutti.events`,
@@ -89,7 +89,7 @@ describe('row level security', () => {
     }
   });
 
-  test('[ISO1] role and tenants end with the transaction, and append_events gives the tenants back', async () => {
+  test('[ISO2] role and tenants end with the transaction, and append_events gives the tenants back', async () => {
     const scope = await database.withTenants(['a'], async (tx) => {
       await tx`select * from tutti.append_events('{b}', '{room}', '{n}', '{t}', '{1}', ${'{"{\\"kind\\":\\"user\\",\\"id\\":\\"u\\"}"}'}::text[])`;
       const [row] = await tx<{ tenants: string }[]>`select current_setting('tutti.tenants') as tenants`;
@@ -104,7 +104,7 @@ describe('row level security', () => {
     expect(rows[0]).toEqual({ tenants: '', same: true });
   });
 
-  test('[ISO1] a table without its policy, and a role with too many rights, are found', async () => {
+  test('[ISO2] a table without its policy, and a role with too many rights, are found', async () => {
     const damage = async (break_: string, mend: string, finding: RegExp) => {
       await database.asOwner(5000, (sql) => sql.unsafe(break_).execute());
       try {
@@ -159,7 +159,7 @@ describe('the role of DATABASE_URL', () => {
     for (const name of made.reverse()) await administer(`drop role if exists ${name}`);
   });
 
-  test('needs no superuser: CREATEROLE and a database of its own do', async () => {
+  test('[ISO2] needs no superuser: CREATEROLE and a database of its own do', async () => {
     const role = await plainRole('createrole');
     const app = `${role}_app`;
     made.push(app);
@@ -179,7 +179,7 @@ describe('the role of DATABASE_URL', () => {
     }
   });
 
-  test('without rights it is refused with what an administrator has to run, and that is enough', async () => {
+  test('[ISO2] without rights it is refused with what an administrator has to run, and that is enough', async () => {
     const role = await plainRole('');
     const app = `${role}_app`;
     made.push(app);

@@ -71,7 +71,7 @@ async function roomsOf(gateway: GatewayProcess, token: string, room: string) {
   };
 }
 
-test('[LOG1] a killed gateway leaves its Postgres to the next one, with everything in it', async () => {
+test('[START1] [LOG1] a killed gateway leaves its Postgres to the next one, with everything in it', async () => {
   const place = folder();
   const first = await start(place);
   const token = tutti(place, 'token', '--user', 'ann').stdout.trim();
@@ -91,7 +91,7 @@ test('[LOG1] a killed gateway leaves its Postgres to the next one, with everythi
   expect(await (await roomsOf(third, token, 'lobby')).heads()).toBe(1);
 }, 120_000);
 
-test('a second gateway on a data directory says who has it', async () => {
+test('[START1] a second gateway on a data directory says who has it', async () => {
   const place = folder();
   const first = await start(place);
   const second = await startGateway({ env: first.env, waitForReady: false });
@@ -103,7 +103,7 @@ test('a second gateway on a data directory says who has it', async () => {
   expect(first.running()).toBe(true);
 }, 60_000);
 
-test('a Postgres that dies is started again', async () => {
+test('[START1] a Postgres that dies is started again', async () => {
   const place = folder();
   const gateway = await start(place);
   const token = tutti(place, 'token', '--user', 'ann').stdout.trim();
