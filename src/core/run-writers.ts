@@ -138,8 +138,10 @@ export class RunWriters {
   ): Promise<RunChange> {
     requireWorker(worker);
     return this.#inTurn(body.run, async () => {
-      const writer = await this.#writer(worker, body.run, body.fence);
-      if (body.n !== undefined && body.n > writer.accepted && writer.status === 'open') {
+      let writer = await this.#writer(worker, body.run, body.fence);
+      const lacks = () => writer.status === 'open' && body.n !== undefined && body.n > writer.accepted;
+      if (lacks()) writer = await this.#reread(worker, writer);
+      if (lacks()) {
         throw new TuttiError('out_of_order', 'Parts are missing at the end.', { expected: writer.accepted });
       }
       return this.#end(writer, { fence: body.fence, ...end, by: actorOf(worker) });

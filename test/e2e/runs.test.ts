@@ -173,6 +173,58 @@ describe('two gateways, nothing fails', () => {
     expect((await viewer.ended(third)).type).toBe('run.completed');
   });
 
+  test('[RUN1][RUN2] one worker over HTTP may use another gateway for each request', async () => {
+    const viewers = [await view(a, 'balanced'), await view(b, 'balanced')];
+    const [viewer] = viewers;
+    if (!viewer) throw new Error('no viewer');
+    const [near, far] = [new HttpWorker(a.url), new HttpWorker(b.url)];
+    const claim = near.claim();
+    const run = await newRun(viewer);
+    const assignment = await claim;
+    if (!assignment) throw new Error('nothing was claimed');
+    const parts = scoreOf('w-1', COUNT);
+    const lines = async (worker: HttpWorker, from: number, to: number) => {
+      const body = worker.open(assignment);
+      for (const [i, part] of parts.slice(from, to).entries()) body.send(from + i, part);
+      return (await body.end()).body as { committed?: number; expected?: number };
+    };
+    await lines(far, 0, 20);
+    // The next gateway knows what is committed only; it says where to go on.
+    for (let at = 20; at < COUNT; ) {
+      const worker = at % 2 === 0 ? near : far;
+      const { expected } = await lines(worker, at, Math.min(at + 13, COUNT));
+      if (expected === undefined) at = Math.min(at + 13, COUNT);
+      else at = Math.min(at, expected);
+    }
+    // The one that finishes may lack what the other has not committed yet: no run ends truncated.
+    for (const worker of [near, far]) {
+      for (;;) {
+        const { status, body } = await worker.post(assignment, 'finish', { n: COUNT });
+        if (status === 200) break;
+        expect(body).toMatchObject({ code: 'out_of_order' });
+        const { expected = 0 } = body as { expected?: number };
+        await lines(worker, expected, COUNT);
+      }
+    }
+    await expectWhole(b.url, token, run, parts, viewers);
+
+    // What is committed is kept by nobody, so a gateway must not ask for it again.
+    const again = near.claim();
+    const next = await newRun(viewer);
+    const second = await again;
+    if (!second) throw new Error('nothing was claimed');
+    const body = far.open(second);
+    for (const [n, part] of parts.entries()) body.send(n, part);
+    await body.end();
+    await eventually('all is committed', async () => {
+      const { body: reply } = await far.post(second, 'heartbeat');
+      return (reply as { committed: number }).committed === COUNT;
+    });
+    expect(await near.post(second, 'finish', { n: COUNT })).toMatchObject({ status: 200 });
+    await expectWhole(a.url, token, next, parts, viewers);
+    for (const one of viewers) expect(one.resets).toEqual([]);
+  });
+
   test('[RUN3] viewers that leave cancel nothing', async () => {
     const viewer = await view(a, 'leave');
     const worker = undo.add(await BareWorker.connect(b.url), (one) => one.close());
