@@ -3,9 +3,9 @@ import type { Logger, Metrics } from '../core/telemetry.js';
 import { asTuttiError, TuttiError } from '../errors.js';
 import type { Session } from './session.js';
 
-/** A Socket.IO event as its parser leaves it: checked to be `[name, ...args]`, nothing more. */
+/** A Socket.IO event as its parser leaves it: `[name, ...args]`, or no data at all where the packet was a bare `2`. */
 export interface EventPacket {
-  data: unknown[];
+  data?: unknown[];
   /** There when the client wants an answer. */
   id?: number;
 }
@@ -74,7 +74,7 @@ export class Dispatch {
   }
 
   async answer(session: Session, packet: EventPacket): Promise<void> {
-    const [name, ...args] = packet.data;
+    const [name, ...args] = packet.data ?? [];
     const command = this.#commands.get(name);
     let answered = false;
     const answer = (code: string, text: string) => {

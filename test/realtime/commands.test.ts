@@ -107,6 +107,10 @@ test('an operator event name that is a number is answered', async () => {
   await raw.join('lobby', tokenOf({ id: 'num' }));
   raw.frame('425[7,{}]');
   await raw.until('435[{"ok":false,"error":{"code":"bad_request"');
+  // Without any payload, which Socket.IO's parser lets through.
+  raw.frame('42');
+  raw.frame('426');
+  await raw.until('436[{"ok":false,"error":{"code":"bad_request"');
   raw.socket.destroy();
 });
 
