@@ -1,4 +1,6 @@
+import { randomInt } from 'node:crypto';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
+import type { JoinFrom } from '../../src/protocol/commands.js';
 import { RawClient } from '../realtime/stage.js';
 import { connect } from '../support/client.js';
 import { eventually } from '../support/eventually.js';
@@ -17,6 +19,17 @@ afterEach(() => undo.all());
 const upTo = (last: number, first = 1) => Array.from({ length: last - first + 1 }, (_, n) => first + n);
 const client = async (gateway: { url: string }, user = 'ann') =>
   undo.add(await connect({ url: gateway.url, token: await userToken(user) }), (one) => one.close());
+
+/** Integers below a bound, the same for the same seed (mulberry32). */
+function randomOf(seed: number): (below: number) => number {
+  let state = seed;
+  return (below) => {
+    state = (state + 0x6d2b79f5) | 0;
+    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
+    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
+    return ((mixed ^ (mixed >>> 14)) >>> 0) % below;
+  };
+}
 
 /** Publishes `count` events over HTTP, so that no reader's connection has to do with it. */
 async function fill(gateway: GatewayProcess, room: string, count: number, data: unknown = null): Promise<void> {
@@ -226,6 +239,83 @@ describe('two gateways with one Redis', () => {
       await fill(a, 'sse', 2);
     }
     expect(seen).toEqual(upTo(29));
+  });
+
+  test('[FEED1] joins and leaves that overtake each other: whatever was answered last holds', async () => {
+    const rooms = ['fuzz.1', 'fuzz.2', 'fuzz.3'];
+    const seed = randomInt(1 << 30);
+    const pick = randomOf(seed);
+    let over = false;
+    const writers = [a, b].map(async (gateway) => {
+      while (!over) await Promise.all(rooms.map((room) => fill(gateway, room, 2)));
+    });
+    for (const room of rooms) await fill(a, room, 20);
+    const faults: string[] = [];
+    const fuzz = async (gateway: GatewayProcess) => {
+      const reader = await client(gateway);
+      const expected = new Map<string, { epoch: string; seq: number }>();
+      const last = new Map<string, { epoch: string; seq: number }>();
+      reader.socket.on('event', ({ room, epoch, seq }: { room: string; epoch: string; seq: number }) => {
+        const at = expected.get(room);
+        if (!at) faults.push(`${room} ${seq} where nobody reads`);
+        else if (at.seq + 1 !== seq) faults.push(`${room} ${seq} after ${at.seq}`);
+        expected.set(room, { epoch, seq });
+        last.set(room, { epoch, seq });
+      });
+      const answered: Promise<void>[] = [];
+      const send = (command: string, payload: { room: string }, then: (ack: Record<string, unknown>) => void) => {
+        const settled = new Promise<void>((resolve) => {
+          reader.socket.emit(command, payload, (ack: Record<string, unknown>) => {
+            then(ack);
+            resolve();
+          });
+        });
+        answered.push(settled);
+      };
+      const join = (room: string, from: JoinFrom | undefined) =>
+        send('room.join', { room, ...(from ? { from } : {}) } as { room: string }, (ack) => {
+          if (ack.ok) expected.set(room, ack.position as { epoch: string; seq: number });
+          else if ((ack.error as { code: string }).code !== 'not_joined') faults.push(JSON.stringify(ack));
+        });
+      for (let n = 0; n < 400; n += 1) {
+        const room = rooms[pick(rooms.length)] ?? '';
+        if (pick(3) === 0) {
+          send('room.leave', { room }, (ack) => {
+            if (ack.ok) expected.delete(room);
+            else if ((ack.error as { code: string }).code !== 'not_joined') faults.push(JSON.stringify(ack));
+          });
+        } else {
+          const known = last.get(room);
+          const ahead = known && { ...known, seq: known.seq + 3 };
+          const from = ([undefined, 'start', 'latest', known, ahead] as const)[pick(5)];
+          join(room, from);
+        }
+        if (pick(4) === 0) await sleep(pick(6));
+      }
+      for (const room of rooms) join(room, 'latest');
+      await Promise.all(answered);
+      for (const room of rooms) {
+        const at = expected.get(room)?.seq ?? Number.POSITIVE_INFINITY;
+        await eventually(`${room} goes on`, () => (expected.get(room)?.seq ?? 0) > at + 2);
+      }
+      reader.close();
+    };
+    // Nobody else keeps these rooms open, so that they are also opened and closed on the way.
+    await Promise.all([fuzz(a), fuzz(b), fuzz(b)]);
+    over = true;
+    await Promise.all(writers);
+    expect(faults, `seed ${seed}`).toEqual([]);
+  });
+
+  test('[FEED1] a join that is left before it was answered is answered all the same', async () => {
+    for (let n = 0; n < 20; n += 1) {
+      const reader = await client(a);
+      const room = `brief-${n}`;
+      const [joined, left] = await Promise.all([reader.ask('room.join', { room }), reader.ask('room.leave', { room })]);
+      expect(left).toEqual({ ok: true });
+      if (!joined.ok) expect(joined.error.code).toBe('not_joined');
+      reader.close();
+    }
   });
 
   test('[RES1] sixty readers that come back at once cost three reads of the log', async () => {

@@ -7,7 +7,6 @@ export interface Acked {
   seq: number;
 }
 
-const ATTEMPT_TIMEOUT_MS = 12_000;
 const BETWEEN_ATTEMPTS_MS = 60;
 
 /**
@@ -28,6 +27,8 @@ export class Publisher {
     private readonly urls: readonly string[],
     private readonly room: string,
     private readonly token: string,
+    /** How long it waits for one answer before it goes elsewhere. */
+    private readonly patienceMs = 12_000,
   ) {}
 
   /** Until `done`; every event that was begun is acknowledged when it resolves. */
@@ -64,7 +65,7 @@ export class Publisher {
       const ack = await client.ask(
         'event.publish',
         { room: this.room, type: 'chat.message', data: { mid }, mid },
-        ATTEMPT_TIMEOUT_MS,
+        this.patienceMs,
       );
       if (ack.ok) return ack as unknown as { position: { seq: number }; mid: string; duplicate: boolean };
       if (!ack.error.retryable) this.faults.push(`${mid}: ${ack.error.code} ${ack.error.message}`);

@@ -76,6 +76,80 @@ test('[LOG1][LOG2][LOG3][LOG4][FEED1] kill -9 of a gateway, of Redis and of Post
   }
 }, 120_000);
 
+test('[LOG1][LOG2][LOG3][LOG4][FEED1] links to Postgres and Redis that hang and break, and gateways that stand still', async () => {
+  const redis = undo.add(await startRedis(), (one) => one.stop());
+  const database = undo.add(await startPostgres(), (one) => one.destroy());
+  const env = {
+    TUTTI_REDIS_PREFIX: 'links:',
+    TUTTI_APPEND_TIMEOUT_MS: '1500',
+  };
+  const stage = async () => {
+    const toPostgres = undo.add(await startProxy(Number(new URL(database.url).port)), (one) => one.close());
+    const toRedis = undo.add(await startProxy(redis.port), (one) => one.close());
+    const through = new URL(database.url);
+    through.port = String(toPostgres.port);
+    const links = { DATABASE_URL: through.href, REDIS_URL: `redis://127.0.0.1:${toRedis.port}` };
+    const gateway = undo.add(await startGateway({ env: { ...env, ...links } }), (one) => one.stop());
+    return { gateway, toPostgres, toRedis };
+  };
+  const stages = [await stage(), await stage()];
+  const urls = stages.map(({ gateway }) => gateway.url);
+  const room = 'links';
+  const readers = await Promise.all(
+    [0, 1, 0, 1].map(async (first) => new Reader(urls, room, await userToken('reader'), first).follow()),
+  );
+  for (const reader of readers) undo.add(reader, (one) => one.stop());
+  const publishers = await Promise.all(
+    [0, 1, 2, 3].map(async (n) => {
+      const order = n % 2 === 0 ? urls : [...urls].reverse();
+      return new Publisher(`p${n}`, order, room, await userToken(`p${n}`), 3000);
+    }),
+  );
+  let over = false;
+  const publishing = Promise.all(
+    publishers.map((one) => one.publish(() => over || one.acked.length >= EVENTS_EACH, 10)),
+  );
+  const goesOn = async () => {
+    const from = publishers.map(({ acked }) => acked.length);
+    const moved = () => publishers.every(({ acked }, n) => acked.length >= Math.min((from[n] ?? 0) + 10, EVENTS_EACH));
+    await eventually('every publisher goes on', moved, 40_000);
+  };
+  for (const { gateway, toPostgres, toRedis } of stages) {
+    await goesOn();
+    toPostgres.drop();
+    await goesOn();
+    toPostgres.blackhole();
+    await sleep(2500);
+    toPostgres.heal(); // what hung is delivered now, after its publisher was refused and went on
+    await goesOn();
+    toRedis.blackhole();
+    await goesOn();
+    toPostgres.blackhole();
+    await sleep(600);
+    toPostgres.cut();
+    await sleep(300);
+    toPostgres.heal();
+    toRedis.drop();
+    toRedis.heal();
+    await goesOn();
+    gateway.signal('SIGSTOP');
+    await sleep(1500);
+    gateway.signal('SIGCONT');
+    toRedis.delay(150);
+    await goesOn();
+    toRedis.heal();
+  }
+  over = true;
+  await publishing;
+  expect(stages.map(({ gateway }) => gateway.running())).toEqual([true, true]);
+  const mids = await expectWholeLog(database.url, room, publishers);
+  for (const reader of readers) {
+    await reader.reaches(mids.length);
+    expect(reader.faults).toEqual([]);
+    expect(reader.mids).toEqual(mids);
+  }
+}, 120_000);
+
 describe('two gateways, nothing fails', () => {
   const shared = new Undo();
   let a: GatewayProcess;
