@@ -13,7 +13,7 @@ function testFiles(folder: string): string[] {
 
 /** Rule numbers that stand in `docs/SPEC.md` as promises. */
 export const promisedRules = (page: string): string[] =>
-  [...page.matchAll(/^- \*\*([A-Z]+\d+)\*\*/gm)].map(([, rule]) => rule ?? '');
+  [...page.matchAll(/^- \*\*([A-Z]+\d+)\*\* \S/gm)].map(([, rule]) => rule ?? '');
 
 /** Rule → titles of the tests that quote it, as `file: title`. */
 export function quotedRules(folder = 'test'): Map<string, string[]> {
