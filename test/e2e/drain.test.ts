@@ -1,5 +1,6 @@
 import { randomBytes } from 'node:crypto';
 import { afterEach, expect, test } from 'vitest';
+import { RawClient } from '../realtime/stage.js';
 import { connect } from '../support/client.js';
 import { eventually } from '../support/eventually.js';
 import { type GatewayProcess, startGateway } from '../support/gateway.js';
@@ -91,6 +92,55 @@ test('[OPS1] /readyz is 503 while the gateway drains, /healthz stays 200', async
   expect(await ask('/healthz')).toBe(200);
   await expect(connect({ url: a.url, token: await userToken('late') })).rejects.toThrow();
   expect(await exited).toBe(0);
+});
+
+test('[DRN1] connections that neither read nor speak hold nobody up', async () => {
+  const { a, b } = await startPair(undo, { env: { TUTTI_DRAIN_TIMEOUT_MS: String(GRACE_MS) } });
+  const raw = () => undo.add(new RawClient(a.port), (one) => one.socket.destroy());
+  const reading = raw();
+  await reading.join('lobby', await userToken('slow'));
+  reading.socket.pause();
+  const idle = raw();
+  idle.upgrade();
+  await idle.until('"sid"');
+  const silent = raw();
+  const half = raw();
+  half.socket.write('POST /v1/rooms/lobby/events HTTP/1.1\r\nhost: x\r\ncontent-length: 500\r\n\r\n{"type":');
+  const stream = raw();
+  const authorization = `Bearer ${await userToken('sse')}`;
+  stream.request('/v1/rooms/lobby/stream', { authorization });
+  await stream.until('retry:');
+  stream.socket.pause();
+  const body = { type: 'chat', data: 'x'.repeat(60_000) };
+  for (let n = 0; n < 20; n += 1) await call(b.url, DEV_SERVER_KEY, 'POST', '/v1/rooms/lobby/events', body);
+  const started = Date.now();
+  expect(await a.term()).toBe(0);
+  expect(Date.now() - started).toBeLessThan(GRACE_MS);
+  await silent.closed;
+});
+
+test('[DRN1] a gateway that restarts again and again under load loses nothing', async () => {
+  const { a, b, env } = await startPair(undo);
+  const urls = [a.url, b.url];
+  const room = 'rolling';
+  const publishers = await Promise.all(
+    [0, 1, 2, 3].map(async (n) => new Publisher(`p${n}`, urls, room, await devToken({ user: `p${n}` }))),
+  );
+  const reader = undo.add(await new Reader(urls, room, await userToken('reader')).follow(), (one) => one.stop());
+  let over = false;
+  const publishing = Promise.all(publishers.map((one) => one.publish(() => over || one.acked.length >= 900, 5)));
+  let [next, other] = [a, b];
+  for (let round = 0; round < 4; round += 1) {
+    expect(await next.term()).toBe(0);
+    const fresh = undo.add(await startGateway({ env, port: next.port }), (one) => one.stop());
+    [next, other] = [other, fresh];
+  }
+  over = true;
+  await publishing;
+  const mids = await expectWholeLog(env.DATABASE_URL ?? '', room, publishers);
+  await reader.reaches(mids.length);
+  expect(reader.faults).toEqual([]);
+  expect(reader.mids).toEqual(mids);
 });
 
 test('[DRN1] SIGTERM while Postgres is away exits inside the grace period', async () => {
