@@ -1,5 +1,6 @@
 import type { Part } from '../protocol/parts.js';
 import { backoffMs, Refusal } from '../protocol/refusal.js';
+import type { RunError } from '../protocol/runs.js';
 import type { Assignment, PushReply } from '../protocol/worker.js';
 import type { WorkerCommandInput, WorkerSocket } from './socket.js';
 
@@ -18,7 +19,10 @@ type Body<N extends 'run.finish' | 'run.fail'> = Omit<WorkerCommandInput<N>, 'ru
 export type LastWord = { name: 'run.finish'; body: Body<'run.finish'> } | { name: 'run.fail'; body: Body<'run.fail'> };
 
 /** Why a run's output need not, or may not, be sent any more. */
-export type Stopped = 'cancelled' | 'fenced';
+export type Stopped = 'cancelled' | 'fenced' | 'refused';
+
+/** Refusals that say that the run is not, or no longer, this worker's. */
+const LOST = ['fenced', 'not_found', 'forbidden'];
 
 /**
  * The output of one claimed run. It keeps every part until it is committed and sends from there again, under the same
@@ -178,8 +182,8 @@ export class RunOutput {
 
   #rewind(n: number, pump = true): void {
     if (n < this.#base) {
-      // Those parts were committed and forgotten; a server that asks for them is not at our attempt.
-      this.#stopped('fenced');
+      // Those parts were committed and forgotten; a server that lost them has to begin again.
+      this.#abandon({ code: 'output_lost', message: 'The server asks for output that it had committed.' }, true);
       return;
     }
     this.#round++;
@@ -190,8 +194,29 @@ export class RunOutput {
   }
 
   #giveUp(error: Refusal): void {
-    if (error.code !== 'fenced') console.error(`run ${this.#assignment.run.id}: ${error.code}: ${error.message}`);
-    this.#stopped('fenced');
+    if (LOST.includes(error.code)) this.#stopped('fenced');
+    else this.#abandon({ code: error.code, message: error.message }, false);
+  }
+
+  /** Ends a run that is still ours: its lease would live as long as our connection. */
+  #abandon(error: RunError, retryable: boolean): void {
+    if (this.#ended) return;
+    console.error(`run ${this.#assignment.run.id}: ${error.code}: ${error.message}`);
+    this.#stopped('refused');
+    void this.#fail(error, retryable);
+  }
+
+  async #fail(error: RunError, retryable: boolean): Promise<void> {
+    const { run, fence } = this.#assignment;
+    for (let attempt = 0; this.#socket.connected; attempt++) {
+      try {
+        await this.#socket.request('run.fail', { run: run.id, fence, error, retryable });
+        return;
+      } catch (problem) {
+        if (problem instanceof Refusal && !problem.retryable) return;
+        await this.#rest(attempt, problem);
+      }
+    }
   }
 
   #stopped(why: Stopped): void {

@@ -12,7 +12,7 @@ export interface Outcome {
 }
 
 export interface RunContext {
-  /** Aborted when the run was cancelled or given to another worker: stop, nothing more is wanted. */
+  /** Aborted when the run was cancelled, given to another worker or refused: stop, nothing more is wanted. */
   signal: AbortSignal;
   /** Pushes one part; resolves when there is room for another, so awaiting it bounds memory. */
   push(part: Part): Promise<void>;
