@@ -9,10 +9,12 @@ import { newKey } from '../../src/demo/bootstrap.js';
 import { foldParts } from '../../src/protocol/fold.js';
 import type { Part } from '../../src/protocol/parts.js';
 import type { Run } from '../../src/protocol/runs.js';
+import { runWorker } from '../../src/worker/index.js';
 import { eventually } from '../support/eventually.js';
 import { type GatewayProcess, startGateway } from '../support/gateway.js';
 import type { Owned } from '../support/owned.js';
 import { freshDatabase } from '../support/postgres.js';
+import { DEV_WORKER_KEY } from '../support/tokens.js';
 import { scoreOf } from './run-score.js';
 import { call, sleep, startPair, storedRun, Undo, userToken } from './run-stage.js';
 import { RunViewer, type Score } from './run-viewers.js';
@@ -24,6 +26,7 @@ const LOST_MS = LEASE_MS + 5000;
 const QUEUE_TTL_MS = 5000;
 const LIVE_MAX = 24;
 const COUNT = 200;
+const OUTPUT_MAX_BYTES = 16 * 1024;
 
 const shared = new Undo();
 const undo = new Undo();
@@ -36,6 +39,7 @@ beforeAll(async () => {
     env: {
       TUTTI_RUN_LEASE_MS: String(LEASE_MS),
       TUTTI_SOCKET_PING_INTERVAL_MS: '1000',
+      TUTTI_RUN_OUTPUT_MAX_BYTES: String(OUTPUT_MAX_BYTES),
       TUTTI_RUN_MAX_ATTEMPTS: '2',
       TUTTI_RUN_SWEEP_MS: '200',
       TUTTI_RUN_QUEUE_TTL_MS: String(QUEUE_TTL_MS),
@@ -210,6 +214,55 @@ test('[RUN2] the open connection of a worker that has nothing to say keeps its l
   await pensive.push(assignment, 2, scoreOf('p', 8).slice(2));
   expect(await pensive.finish(assignment, 8)).toMatchObject({ run: { state: 'completed', attempt: 1 } });
   await expectOutput(a, run, [viewer]);
+});
+
+test('[RUN2][RUN4] output past the limit fails the run with that reason, and no second attempt', async () => {
+  const viewer = await view(b, 'flood', (_run, attempt) => scoreOf(`flood-${attempt}`, 5000));
+  const flood = startWorkerProcess({ url: a.url, label: 'flood', model: 'flood', count: 5000, everyMs: 0 });
+  undo.add(flood, (one) => one.end('SIGKILL'));
+  const run = await newRun(viewer, 'flood');
+  await viewer.client.until(() => (viewer.runs.get(run)?.next ?? 0) > 300, 'some output');
+  const late = await view(a, 'flood', (_run, attempt) => scoreOf(`flood-${attempt}`, 5000));
+  const { type } = await viewer.ended(run);
+  expect(type).toBe('run.failed');
+  const stored = await expectOutput(a, run, [viewer, late]);
+  expect(stored).toMatchObject({ state: 'failed', attempt: 1, error: { code: 'payload_too_large' } });
+  const { output } = await storedRun(a.url, token, run);
+  const bytes = Buffer.byteLength(JSON.stringify(output));
+  expect(bytes).toBeGreaterThan(OUTPUT_MAX_BYTES / 2);
+  expect(bytes).toBeLessThanOrEqual(OUTPUT_MAX_BYTES * 1.1);
+});
+
+test('[RUN2] what a handler does wrong fails the run and leaves the worker free for the next', async () => {
+  const viewer = await view(b, 'wrong');
+  const wrongs = ['part', 'meta', 'throw'] as const;
+  const serving = runWorker({
+    url: a.url,
+    key: DEV_WORKER_KEY,
+    models: ['wrong'],
+    capacity: 1,
+    async *handle({ input }) {
+      yield { type: 'text-start', id: 't' };
+      if (input === 'part') yield { type: 'nonsense' } as never;
+      if (input === 'throw') throw new Error('out of tune');
+      return input === 'meta' ? { meta: 'long'.repeat(2000) } : undefined;
+    },
+  });
+  undo.add(serving, (one) => one.stop(0));
+  const runs = await Promise.all(
+    [...wrongs, 'nothing'].map(async (input) => {
+      const { run } = await viewer.client.call('run.create', { room: 'wrong', model: 'wrong', input });
+      return run.id;
+    }),
+  );
+  const ends = await Promise.all(runs.map((run) => viewer.ended(run)));
+  expect(ends.map(({ data: { run } }) => [run.state, (run as Run).error?.code, (run as Run).attempt])).toEqual([
+    ['failed', 'bad_request', 1],
+    ['failed', 'payload_too_large', 1],
+    ['failed', 'worker_failed', 1],
+    ['completed', undefined, 1],
+  ]);
+  for (const run of runs) await expectOutput(a, run, [viewer]);
 });
 
 describe('the queue', () => {
