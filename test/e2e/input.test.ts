@@ -2,8 +2,10 @@ import { SignJWT } from 'jose';
 import { afterAll, afterEach, beforeAll, describe, expect, test } from 'vitest';
 import { RawClient } from '../realtime/stage.js';
 import { type Ack, connect, type TestClient } from '../support/client.js';
+import { eventually } from '../support/eventually.js';
 import type { GatewayProcess } from '../support/gateway.js';
 import { DEV_SECRET, DEV_SERVER_KEY, DEV_WORKER_KEY, devToken } from '../support/tokens.js';
+import { RoomStream } from './feed-stream.js';
 import { inDatabase } from './log-table.js';
 import { startPair, Undo, userToken } from './run-stage.js';
 
@@ -30,7 +32,8 @@ const tables = () =>
   }));
 
 beforeAll(async () => {
-  const pair = await startPair(shared);
+  const limits = { TUTTI_MAX_SESSIONS_PER_USER: '8', TUTTI_MAX_ROOMS_PER_SESSION: '3' };
+  const pair = await startPair(shared, { env: limits });
   ({ a, b } = pair);
   databaseUrl = pair.env.DATABASE_URL ?? '';
   const ann = await connect({ url: a.url, token: await userToken('ann') });
@@ -406,4 +409,54 @@ test('[LIM1] a flood of one session is refused with retryAfterMs, and the others
   expect(codeOf(await flooder.ask('event.history', { room: 'lobby', limit: 1 }))).toBe('ok');
   const metrics = await (await fetch(`${a.url}/metrics`)).text();
   expect(metrics).toMatch(/tutti_rate_limited_total\{scope="session"\} \d{3}/);
+});
+
+test('[LIM1] a flood over HTTP is refused with Retry-After', async () => {
+  const authorization = `Bearer ${await userToken('flood')}`;
+  const answers = await Promise.all(
+    Array.from({ length: 400 }, async () => {
+      const response = await fetch(`${b.url}/v1/rooms/lobby/events?limit=1`, { headers: { authorization } });
+      return { status: response.status, after: response.headers.get('retry-after'), body: await response.json() };
+    }),
+  );
+  const refused = answers.filter(({ status }) => status === 429);
+  expect(refused.length).toBeGreaterThan(50);
+  expect(answers.filter(({ status }) => status === 200).length).toBe(400 - refused.length);
+  for (const { after, body } of refused) {
+    expect(Number(after)).toBeGreaterThan(0);
+    expect(body).toMatchObject({ code: 'rate_limited', retryable: true, retryAfterMs: expect.any(Number) });
+  }
+});
+
+test('[LIM1] sessions of a user and rooms of a session are counted, and given back however they end', async () => {
+  const token = await userToken('many');
+  const sessions = await Promise.all(Array.from({ length: 6 }, () => client(token)));
+  const raw = undo.add(new RawClient(a.port), (one) => one.socket.destroy());
+  await raw.join('lobby', token);
+  const stream = undo.add(await RoomStream.open(a.url, token, '/v1/rooms/lobby/stream'), (one) => one.close());
+  await expect(client(token)).rejects.toMatchObject({ error: { code: 'quota_exceeded', retryable: false } });
+  const refused = await RoomStream.open(a.url, token, '/v1/rooms/lobby/stream');
+  expect(refused.status).toBe(429);
+  const elsewhere = await connect({ url: b.url, token });
+  elsewhere.close();
+
+  raw.socket.resetAndDestroy();
+  await stream.close();
+  sessions[0]?.close();
+  const freed = await eventually('three places', async () => {
+    const again = await Promise.allSettled([client(token), client(token), client(token)]);
+    for (const one of again)
+      if (one.status === 'fulfilled' && again.some(({ status }) => status === 'rejected')) one.value.close();
+    return again.every(({ status }) => status === 'fulfilled') && again;
+  });
+  expect(freed).toHaveLength(3);
+  await expect(client(token)).rejects.toMatchObject({ error: { code: 'quota_exceeded' } });
+
+  const [one] = sessions.slice(1);
+  const join = async (n: number) => codeOf((await one?.ask('room.join', { room: `lobby${n || ''}` })) as Ack);
+  expect([await join(0), await join(1), await join(2), await join(0)]).toEqual(['ok', 'ok', 'ok', 'ok']);
+  expect(await join(3)).toBe('quota_exceeded');
+  expect(codeOf((await one?.ask('room.leave', { room: 'lobby1' })) as Ack)).toBe('ok');
+  expect(await join(3)).toBe('ok');
+  before = await tables();
 });

@@ -215,6 +215,8 @@ test('[ISO1] a token that names another tenant than its issuer does is no way in
       .setExpirationTime('5m')
       .sign(new TextEncoder().encode(secret));
   await connect({ url: a.url, token: await sign({ iss: 'tutti:acme' }) }).then((one) => one.close());
+  const refresh = await acme.ask(0, 'session.refresh', { token: globex.token });
+  expect(refresh.error?.code).toBe('forbidden');
   for (const claims of [{ iss: 'tutti:acme', tenant: 'globex' }, { iss: 'tutti:globex' }]) {
     const token = await sign(claims);
     await expect(connect({ url: b.url, token })).rejects.toMatchObject({ error: { code: 'unauthenticated' } });
