@@ -152,7 +152,7 @@ export const environment = z.object({
     15_000,
     1000,
     600_000,
-    'How long a worker may be silent before its run is given to another, in ms.',
+    'How long a worker may be silent before its run is given to another, in ms. Greater than TUTTI_SOCKET_PING_INTERVAL_MS, where workers leave their heartbeat to the socket.',
   ),
   TUTTI_RUN_COMMIT_MS: int(250, 10, 5000, 'How often run output is committed, in ms.'),
   TUTTI_RUN_SEGMENT_BYTES: int(
