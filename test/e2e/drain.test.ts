@@ -63,6 +63,7 @@ test('[DRN1] SIGTERM under load: clients move, nothing acknowledged is lost, the
   expect((await claim).status).toBe(204);
   await eventually('the stream ends', () => stream.ended);
   const mids = await expectWholeLog(env.DATABASE_URL ?? '', room, publishers);
+  expect(publishers.flatMap(({ knownAtOnce }) => knownAtOnce)).toEqual([]);
   for (const reader of readers) {
     await reader.reaches(mids.length);
     expect(reader.faults).toEqual([]);
@@ -138,6 +139,7 @@ test('[DRN1] a gateway that restarts again and again under load loses nothing', 
   over = true;
   await publishing;
   const mids = await expectWholeLog(env.DATABASE_URL ?? '', room, publishers);
+  expect(publishers.flatMap(({ knownAtOnce }) => knownAtOnce)).toEqual([]);
   await reader.reaches(mids.length);
   expect(reader.faults).toEqual([]);
   expect(reader.mids).toEqual(mids);

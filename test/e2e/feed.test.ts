@@ -88,6 +88,7 @@ test('[FEED1][FEED2][RES1] readers see every event once and in order while Redis
 
   expect(again.running()).toBe(true);
   const mids = await expectWholeLog(env.DATABASE_URL ?? '', room, publishers);
+  expect(publishers.flatMap(({ knownAtOnce }) => knownAtOnce)).toEqual([]);
   expect(mids.length).toBeGreaterThan(100);
   for (const reader of readers) {
     await reader.reaches(mids.length);
