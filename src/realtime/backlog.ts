@@ -3,6 +3,8 @@ import type { Link } from './link.js';
 /** Least time between two looks, in ms, and how many times its own duration a look has to wait. */
 const PAUSE_MS = 10;
 const PAUSE_FACTOR = 20;
+/** Looks while as much is published as a socket may have waiting. */
+const LOOKS = 8;
 
 /**
  * uWebSockets.js cuts a slow reader without saying that this was why, and tells nothing about a socket it cut. So
@@ -10,30 +12,44 @@ const PAUSE_FACTOR = 20;
  * Looking takes at most a twentieth of the time.
  */
 export class Backlog {
+  /** Bytes published in all, and then when the links were looked at last. */
   #published = 0;
+  #lookedAt = 0;
   #notBefore = 0;
   #scheduled = false;
 
   constructor(
     private readonly links: ReadonlySet<Link>,
-    private readonly everyBytes: number,
+    private readonly maxBytes: number,
   ) {}
 
   /** `bytes` went to some topic. */
   add(bytes: number): void {
     this.#published += bytes;
-    if (this.#published < this.everyBytes || this.#scheduled) return;
+    if (this.#published - this.#lookedAt < this.maxBytes / LOOKS || this.#scheduled) return;
     this.#scheduled = true;
     // After this turn of the loop, when uWebSockets.js has written what was published.
     setImmediate(() => this.#look());
+  }
+
+  /**
+   * Whether a link that was cut read too slowly: much waited for it, or something did and enough was published since
+   * to fill its buffer.
+   */
+  cut({ waiting, publishedThen }: Link): boolean {
+    const since = this.#published - publishedThen;
+    return waiting > this.maxBytes / 4 || (waiting > 0 && waiting + since > this.maxBytes);
   }
 
   #look(): void {
     this.#scheduled = false;
     const start = performance.now();
     if (start < this.#notBefore) return;
-    this.#published = 0;
-    for (const link of this.links) link.sample();
+    this.#lookedAt = this.#published;
+    for (const link of this.links) {
+      link.sample();
+      link.publishedThen = this.#published;
+    }
     this.#notBefore = performance.now() + PAUSE_MS + PAUSE_FACTOR * (performance.now() - start);
   }
 }

@@ -33,6 +33,8 @@ export class Link {
   readonly namespaces = new Set<string>();
   /** Bytes waiting when last looked at, or `Infinity` once a frame was dropped. */
   waiting = 0;
+  /** Bytes published on this gateway, to whomever, when last looked at. */
+  publishedThen = 0;
   /** Cut by uWebSockets.js because too much waited. */
   slow = false;
   #ws: uWS.WebSocket<LinkData> | undefined;

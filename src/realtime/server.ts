@@ -90,7 +90,11 @@ export class SocketServer implements Outlet {
       {
         draining: () => this.#state !== 'open',
         refused: (code) => metrics.add('connection_refusals', { code }),
-        slow: () => metrics.add('slow_closes', {}),
+        cut: (link) => {
+          const slow = this.#backlog.cut(link);
+          if (slow) metrics.add('slow_closes', {});
+          return slow;
+        },
         flooded: () => {
           metrics.add('rate_limited', { scope: 'connection' });
           log.warn({}, 'connection closed: too many messages');
@@ -98,7 +102,7 @@ export class SocketServer implements Outlet {
       },
     );
     this.#links = links;
-    this.#backlog = new Backlog(links, options.maxBackpressureBytes / 8);
+    this.#backlog = new Backlog(links, options.maxBackpressureBytes);
     this.#io.attachApp(guarded);
     this.#serveRooms();
     this.#serveWorkers();

@@ -15,7 +15,8 @@ export interface UpgradeOptions {
 export interface UpgradeHooks {
   draining(): boolean;
   refused(code: 'bad_request' | 'forbidden' | 'quota_exceeded' | 'draining'): void;
-  slow(): void;
+  /** Whether a connection that ended without a goodbye was cut for reading too slowly. */
+  cut(link: Link): boolean;
   flooded(): void;
 }
 
@@ -102,11 +103,8 @@ export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, hooks: 
           if (link) {
             links.delete(link);
             link.onClosed();
-            // 1006: nobody said goodbye. With bytes still waiting, it was cut for reading too slowly.
-            if (code === 1006 && link.waiting > options.maxBackpressureBytes / 4) {
-              link.slow = true;
-              hooks.slow();
-            }
+            // 1006: nobody said goodbye.
+            link.slow = code === 1006 && hooks.cut(link);
           }
           behavior.close?.(ws, code, message);
         },
