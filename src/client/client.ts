@@ -47,12 +47,11 @@ export class TuttiClient {
     const room = new RoomHandle(name, options, this.#connection);
     this.#rooms.set(name, room);
     // After the caller has had the time to listen.
-    queueMicrotask(() => {
-      if (this.#connection.connected) room.connected();
-    });
+    queueMicrotask(() => this.#tell(room, this.state));
     return room;
   }
 
+  /** Stops reading; what was not stored yet rejects. */
   leave(name: string): void {
     this.#rooms.get(name)?.leave();
     this.#rooms.delete(name);
@@ -83,14 +82,14 @@ export class TuttiClient {
   }
 
   #changed(state: ConnectionState): void {
-    for (const room of this.#rooms.values()) {
-      if (state.status === 'connected') {
-        if (room.state.status !== 'joined') room.connected();
-      } else if (state.status === 'closed') {
-        room.closed(
-          state.error ?? new Refusal({ code: 'closed', message: 'The client was closed.', retryable: false }),
-        );
-      } else if (room.state.status !== 'refused') room.disconnected();
-    }
+    for (const room of this.#rooms.values()) this.#tell(room, state);
+  }
+
+  #tell(room: RoomHandle, state: ConnectionState): void {
+    if (state.status === 'connected') {
+      if (room.state.status !== 'joined') room.connected();
+    } else if (state.status === 'closed') {
+      room.closed(state.error ?? new Refusal({ code: 'closed', message: 'The client was closed.', retryable: false }));
+    } else if (room.state.status !== 'refused') room.disconnected();
   }
 }

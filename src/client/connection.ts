@@ -53,6 +53,8 @@ export class Connection {
   readonly #socket: Socket;
   #state: ConnectionState = { status: 'connecting' };
   #token: string | undefined;
+  /** Moves with every try to connect: one that waited for its token meanwhile has nothing to do any more. */
+  #opening = 0;
   #attempt = 0;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #refresh: ReturnType<typeof setTimeout> | undefined;
@@ -102,18 +104,24 @@ export class Connection {
   }
 
   /**
-   * Sends one command on the present connection.
+   * Sends one command on the present connection. `accepted` is called with the reply before any push that follows it
+   * is handed on; what awaits the promise may come after them.
    * @throws Refusal where the server said no; Unanswered where nobody knows what became of it.
    */
-  request<N extends CommandName>(name: N, payload: CommandInput<N>): Promise<CommandReply<N>> {
+  request<N extends CommandName>(
+    name: N,
+    payload: CommandInput<N>,
+    accepted?: (reply: CommandReply<N>) => void,
+  ): Promise<CommandReply<N>> {
     if (!this.connected) return Promise.reject(new Unanswered('not connected'));
     this.#tap('out', name, payload);
     return new Promise((resolve, reject) => {
       this.#socket.timeout(ANSWER_MS).emit(name, payload, (error: Error | null, answer: Answer<CommandReply<N>>) => {
         if (error) return reject(new Unanswered(error.message));
         this.#tap('ack', name, answer);
-        if (answer.ok) resolve(answer);
-        else reject(new Refusal(answer.error));
+        if (!answer.ok) return reject(new Refusal(answer.error));
+        accepted?.(answer);
+        resolve(answer);
       });
     });
   }
@@ -122,13 +130,16 @@ export class Connection {
     this.#stopTimers();
     this.#become({ status: 'connecting' });
     this.#farewell = undefined;
+    const number = ++this.#opening;
+    const superseded = () => number !== this.#opening || this.#state.status !== 'connecting';
     try {
-      this.#token ??= await this.#fetchToken();
+      const token = this.#token ?? (await this.#fetchToken());
+      if (superseded()) return;
+      this.#token = token;
     } catch (error) {
-      if (this.#state.status !== 'connecting') return;
+      if (superseded()) return;
       return this.#lost(`no token: ${messageOf(error)}`, error instanceof Refusal ? error : undefined);
     }
-    if (this.#state.status !== 'connecting' || this.#socket.connected) return;
     this.#socket.auth = { token: this.#token };
     this.#timer = setTimeout(() => this.#giveUp(), READY_MS);
     this.#socket.connect();
@@ -146,26 +157,28 @@ export class Connection {
 
   #received<N extends PushName>(name: N, payload: Pushes[N]): void {
     this.#tap('in', name, payload);
-    if (name === 'session.ready') this.#ready(payload as Session);
-    if (name === 'session.expiring') void this.#refreshToken(0);
+    if (name === 'session.ready') this.#ready(payload as Session, (payload as Session).serverTime - Date.now());
     if (name === 'session.closing') this.#farewell = payload as Pushes['session.closing'];
     this.events.emit('push', { name, payload } as ConnectionEvents['push']);
   }
 
-  #ready(session: Session): void {
+  /** @param skewMs how far the gateway's clock is ahead of the one here */
+  #ready(session: Session, skewMs: number): void {
     this.#attempt = 0;
     this.#stopTimers();
     if (typeof this.#options.token === 'function') {
       const left = session.expiresAt - session.serverTime;
       const inMs = left - Math.min(90_000, left / 3);
-      this.#refresh = setTimeout(() => void this.#refreshToken(0), Math.min(Math.max(inMs, 1000), MAX_TIMER_MS));
+      this.#refresh = setTimeout(
+        () => void this.#refreshToken(0, skewMs),
+        Math.min(Math.max(inMs, 1000), MAX_TIMER_MS),
+      );
     }
     this.#become({ status: 'connected', session });
   }
 
-  async #refreshToken(tries: number): Promise<void> {
+  async #refreshToken(tries: number, skewMs: number): Promise<void> {
     if (typeof this.#options.token === 'string' || this.#state.status !== 'connected') return;
-    clearTimeout(this.#refresh);
     const session = this.#state.session;
     const stillHere = () => this.#state.status === 'connected' && this.#state.session === session;
     try {
@@ -173,12 +186,12 @@ export class Connection {
       if (!stillHere()) return;
       const { expiresAt } = await this.request('session.refresh', { token });
       this.#token = token;
-      if (stillHere()) this.#ready({ ...session, expiresAt, serverTime: Date.now() });
+      if (stillHere()) this.#ready({ ...session, expiresAt, serverTime: Date.now() + skewMs }, skewMs);
     } catch (error) {
       // Without luck the session ends by itself, and the way back fetches a token of its own.
       if (error instanceof Refusal && !error.retryable) this.#token = undefined;
       else if (stillHere()) {
-        this.#refresh = setTimeout(() => void this.#refreshToken(tries + 1), backoffMs(tries, 2000, 20_000));
+        this.#refresh = setTimeout(() => void this.#refreshToken(tries + 1, skewMs), backoffMs(tries, 2000, 20_000));
       }
     }
   }

@@ -114,8 +114,10 @@ export class RoomHandle {
     return { ...page, events: sorted };
   }
 
+  /** Stops reading; what was not stored yet rejects. For TuttiClient. */
   leave(): void {
     this.#pause();
+    this.#outbox.fail(new Refusal({ code: 'left', message: 'The room was left.', retryable: false }));
     this.#become({ status: 'left' });
     if (this.#connection.connected) this.#connection.request('room.leave', { room: this.name }).catch(() => undefined);
   }
@@ -136,6 +138,7 @@ export class RoomHandle {
 
   /** The connection will not come back. For TuttiClient. */
   closed(error: Refusal): void {
+    if (this.#state.status === 'left') return;
     this.#pause();
     this.#outbox.fail(error);
     this.#become({ status: 'refused', error });
@@ -150,8 +153,10 @@ export class RoomHandle {
     else this.#heal();
   }
 
-  receiveResync(push: Pushes['room.resync']): void {
-    this.#startOver(push.reason, push.position);
+  receiveResync({ reason, position }: Pushes['room.resync']): void {
+    this.#startOver(reason, position);
+    if (this.#position) return; // the feed goes on from there by itself
+    this.#pause();
     this.#become({ status: 'joining' });
     void this.#join();
   }
@@ -170,25 +175,22 @@ export class RoomHandle {
       const { recent } = this.#options;
       if (!this.#position && recent) await this.#catchUp(recent, superseded);
       if (superseded()) return;
-      // A room without history is read from its start: somebody may have made it in the meantime.
-      const from = this.#position ?? (recent ? 'start' : (this.#options.from ?? 'latest'));
-      const reply = await this.#connection.request('room.join', { room: this.name, from });
-      if (!superseded()) this.#joined(reply);
+      const from = this.#position ?? this.#options.from ?? 'latest';
+      // Replayed events may stand right behind the reply, so it is taken before they are.
+      await this.#connection.request('room.join', { room: this.name, from }, (reply) => {
+        if (!superseded()) this.#joined(reply);
+      });
     } catch (error) {
       if (!superseded()) this.#notJoined(error);
     }
   }
 
-  /** Delivers the newest events; a room that nobody made yet has none. */
+  /** Delivers the newest events. */
   async #catchUp(limit: number, superseded: () => boolean): Promise<void> {
-    try {
-      const page = await this.history({ limit });
-      if (superseded()) return;
-      this.#position = { epoch: page.epoch, seq: (page.events[0]?.seq ?? page.head + 1) - 1 };
-      for (const event of page.events) this.#deliver(event);
-    } catch (error) {
-      if (!(error instanceof Refusal && error.code === 'not_found')) throw error;
-    }
+    const page = await this.history({ limit });
+    if (superseded()) return;
+    this.#position = { epoch: page.epoch, seq: (page.events[0]?.seq ?? page.head + 1) - 1 };
+    for (const event of page.events) this.#deliver(event);
   }
 
   #joined(reply: CommandReply<'room.join'>): void {
@@ -205,7 +207,6 @@ export class RoomHandle {
   }
 
   #startOver(reason: ResyncReason, position: Position): void {
-    this.#pause();
     this.#position = this.#options.recent ? undefined : position;
     this.runs.clear();
     this.events.emit('reset', { reason });
