@@ -9,6 +9,8 @@ import type { Logger } from './telemetry.js';
 const POLL_MS = 1000;
 /** How long hints of a tenant are listened to after its last claim, in ms. */
 const LINGER_MS = 60_000;
+/** Different lists of models that one key may wait for at a time: each costs a query whenever a run is queued. */
+const KINDS_PER_KEY_MAX = 32;
 
 /** A claimed run, its input, and when it was asked for by the monotonic clock. */
 export interface Claimed {
@@ -62,17 +64,22 @@ export class RunQueue {
     }, POLL_MS);
   }
 
-  /** Resolves with a run, or with `undefined` after `waitMs`, at the latest when the gateway drains. */
+  /**
+   * Resolves with a run, or with `undefined` after `waitMs`, at the latest when the gateway drains.
+   * @throws TuttiError `draining`; `overloaded` where the key waits for too many different lists of models.
+   */
   claim(
     worker: Principal,
     body: { models: string[]; waitMs: number },
     signal: AbortSignal,
   ): Promise<Claimed | undefined> {
     if (this.#draining) throw new TuttiError('draining', 'This gateway is leaving; ask another.');
-    this.#subscribe(channelOf(worker.tenant));
+    const { tenant, id } = worker;
+    const models = [...new Set(body.models)].sort();
+    const kind = `${tenant ?? '*'} ${models.join(' ')}`;
+    this.#boundKinds(id, kind);
+    this.#subscribe(channelOf(tenant));
     return new Promise((resolve, reject) => {
-      const { tenant, id } = worker;
-      const models = [...new Set(body.models)].sort();
       let open = true;
       const settle = (result: Claimed | undefined | TuttiError) => {
         if (!open) return false;
@@ -84,7 +91,7 @@ export class RunQueue {
         else resolve(result);
         return true;
       };
-      const waiter: Waiter = { tenant, models, worker: id, kind: `${tenant ?? '*'} ${models.join(' ')}`, settle };
+      const waiter: Waiter = { tenant, models, worker: id, kind, settle };
       const give = () => void settle(undefined);
       // A claim that does not wait still asks once: its time begins when it was served.
       const timer = body.waitMs > 0 ? setTimeout(give, body.waitMs) : undefined;
@@ -118,6 +125,16 @@ export class RunQueue {
     this.drain();
     for (const channel of this.#channels.keys()) this.#deps.bus.unsubscribe(channel);
     this.#channels.clear();
+  }
+
+  #boundKinds(worker: string, kind: string): void {
+    const kinds = new Set([kind]);
+    for (const waiter of this.#waiters) if (waiter.worker === worker) kinds.add(waiter.kind);
+    if (kinds.size > KINDS_PER_KEY_MAX) {
+      throw new TuttiError('overloaded', `A key waits for at most ${KINDS_PER_KEY_MAX} different lists of models.`, {
+        retryAfterMs: 1000,
+      });
+    }
   }
 
   async #serve(): Promise<void> {

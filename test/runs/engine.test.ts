@@ -308,6 +308,20 @@ test("claims wait for a run at any gateway; one whose worker vanished is another
   end();
 });
 
+test('[LIM1] one key waits for a bounded number of different lists of models', async () => {
+  const { a, end } = await pair();
+  const gone = new AbortController();
+  const claims = Array.from({ length: 32 }, (_, n) =>
+    a.runs.claim(worker, { models: [`kind-${n}`], waitMs: 5000 }, gone.signal),
+  );
+  const claim = (model: string) => a.runs.claim(worker, { models: [model], waitMs: 5000 }, gone.signal);
+  await expect(claim('one-too-many')).rejects.toMatchObject({ code: 'overloaded', retryAfterMs: 1000 });
+  claims.push(claim('kind-0'));
+  gone.abort();
+  expect(await Promise.all(claims)).toEqual(claims.map(() => undefined));
+  end();
+});
+
 test('[DRN1] a drain commits what was announced', async () => {
   const { a, b, end } = await pair(9, undefined, { commitMs: 5000 });
   const { run, fence } = await started(a);
