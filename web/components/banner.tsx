@@ -56,8 +56,8 @@ function TokenHelp() {
     <div class="banner" role="alert">
       <div>
         <p>
-          <strong>A token is needed.</strong> This gateway hands out no demo tokens. Mint one with a server key and open
-          this page with it:
+          <strong>A token is needed.</strong> This gateway hands out no demo tokens. Have one printed where Tutti runs,
+          and open this page with it:
         </p>
         <pre>
           <code>

@@ -2,7 +2,7 @@ import type { Signal } from '@preact/signals';
 import { useEffect, useRef, useState } from 'preact/hooks';
 import icon from '../icon.svg';
 import { hueOf, me, rename } from '../identity.js';
-import { client, connection, roomName } from '../session.js';
+import { client, connection, isGuest, roomName } from '../session.js';
 import { useSecondsUntil } from './countdown.js';
 
 export function Header({ panelOpen }: { panelOpen: Signal<boolean> }) {
@@ -65,10 +65,17 @@ function NamePicker() {
     client.restart();
   };
 
+  if (!isGuest)
+    return (
+      <span class="quiet who" title="The user of your token">
+        <Swatch />
+        <span class="who-name">{me.value.name}</span>
+      </span>
+    );
   if (!editing)
     return (
       <button type="button" class="quiet who" title="Change your name" onClick={() => setEditing(true)}>
-        <span class="swatch" style={{ '--hue': String(hueOf(me.value.user)) }} aria-hidden="true" />
+        <Swatch />
         <span class="sr-only">Your name: </span>
         <span class="who-name">{me.value.name}</span>
       </button>
@@ -89,4 +96,8 @@ function NamePicker() {
       />
     </form>
   );
+}
+
+function Swatch() {
+  return <span class="swatch" style={{ '--hue': String(hueOf(me.value.user)) }} aria-hidden="true" />;
 }

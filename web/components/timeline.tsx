@@ -73,9 +73,10 @@ function Entry({ item }: { item: Item }) {
 
 function Empty() {
   const there = connection.value.status === 'connected' && room.state.status === 'joined';
+  const away = connection.value.status === 'closed' || room.state.status === 'refused';
   return (
     <div class="empty">
-      <p class="big">{there ? 'Nothing has been said here yet.' : 'Joining the room…'}</p>
+      <p class="big">{there ? 'Nothing has been said here yet.' : away ? 'Not in the room.' : 'Joining the room…'}</p>
       <p>
         Open this page in a second tab: both see the same conversation in the same order. Ask the AI and its answer
         streams into both.
