@@ -237,12 +237,14 @@ export class Feeds implements RoomOutput {
     const heads = new Map([...seen].map(([key, feed]) => [key, feed.head]));
     try {
       const found = await this.#deps.log.heads(keys);
+      // Runs first: readers that are told to start over must not be given runs that went with the room.
+      const [checked] = await Promise.allSettled([this.#companion?.check(keys)]);
       for (const [key, feed] of seen) {
         if (this.#rooms.get(key)?.feed !== feed) continue;
         const head = found.get(key) ?? (await this.#reopen(key));
         if (head) feed.compare(head, heads.get(key) ?? 0);
       }
-      await this.#companion?.check(keys);
+      if (checked.status === 'rejected') throw checked.reason;
     } catch (err) {
       this.#deps.logger.warn({ err, rooms: keys.length }, 'A head check could not read the log; it is tried again');
     }
