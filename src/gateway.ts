@@ -176,6 +176,7 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
       await http.drain();
       await sockets.dismiss({ withinMs: Math.min(config.TUTTI_DRAIN_TIMEOUT_MS * DISMISS_SHARE, DISMISS_MAX_MS) });
       await Promise.all([eventLog.drain(), runs.drain()]);
+      await http.close();
       runs.close();
       feeds.close();
       revocations.stop();

@@ -3,6 +3,7 @@ import type { Registry } from 'prom-client';
 import type { RoomKey } from '../core/keys.js';
 import type { Logger, Metrics } from '../core/telemetry.js';
 import type { Outlet, Viewer } from '../core/viewer.js';
+import { TuttiError } from '../errors.js';
 import type { Frame } from '../protocol/frames.js';
 import type { AuthPort, ConnectionsPort, HealthPort, RevocationsPort, RoomsPort, RunsPort } from './ports.js';
 import { Rates } from './rates.js';
@@ -50,12 +51,17 @@ export interface HttpDeps {
   extraRoutes?: readonly Route[];
 }
 
+/** How long clients that were answered in the middle of a request have to read the answer, in ms. */
+const ANSWERS_READ_MS = 1500;
+
 /** Everything served over HTTP on one app of uWS. */
 export class HttpServer implements Outlet {
   readonly #roomStreams: RoomStreams;
   readonly #runStreams: RunStreams;
   readonly #standing: Standing;
   readonly #draining: AbortController;
+  /** Whether requests that last were open when the drain began. */
+  #held = false;
 
   constructor(roomStreams: RoomStreams, runStreams: RunStreams, standing: Standing, draining: AbortController) {
     this.#roomStreams = roomStreams;
@@ -70,12 +76,21 @@ export class HttpServer implements Outlet {
 
   /** Lets waiting claims return empty and ends every stream; their readers reconnect where traffic still goes. */
   async drain(): Promise<void> {
+    this.#held = this.#standing.size > 0;
     this.#draining.abort();
     this.#roomStreams.close();
     this.#runStreams.close();
-    this.#standing.close();
     // Claims answer in later turns of the loop.
     await new Promise((resolve) => setImmediate(resolve));
+  }
+
+  /**
+   * Refuses what still lasts, such as the open body of a worker, and waits until the answers were read: a process that
+   * is gone while a client still sends resets the connection, and the answer with it.
+   */
+  async close(): Promise<void> {
+    this.#standing.close(new TuttiError('draining', 'This gateway is leaving; go on at another.'));
+    if (this.#held) await new Promise((resolve) => setTimeout(resolve, ANSWERS_READ_MS));
   }
 }
 

@@ -45,8 +45,14 @@ export class Standing {
     });
   }
 
-  close(): void {
+  get size(): number {
+    return this.#held.size;
+  }
+
+  /** Ends all that is left. */
+  close(error: TuttiError): void {
     clearInterval(this.#timer);
+    this.#end(() => true, error);
   }
 
   #end(which: (principal: Principal) => boolean, error: TuttiError): void {
