@@ -1,0 +1,127 @@
+import { createReadStream, createWriteStream, type WriteStream } from 'node:fs';
+import { createInterface } from 'node:readline';
+
+/**
+ * What happened, as those saw it who made it happen: clients, workers and fault injectors of all processes. Each process
+ * writes a file of its own, one JSON array per line. `t` is in µs of the machine's monotonic clock, which all processes of
+ * one machine share. Nothing is written that a gateway said of itself: a gateway may be wrong.
+ */
+export type Entry =
+  // Publishing. `conn` names the connection an attempt was sent on: order is promised for what shares one.
+  | ['send', t: number, publisher: string, tenant: string, room: string, mid: string, conn: string]
+  | ['ack', t: number, publisher: string, mid: string, epoch: string, seq: number, duplicate: boolean]
+  /** Refused: this attempt was not stored. `log_unavailable` and `internal` leave that open and are `unknown`. */
+  | ['nack', t: number, publisher: string, mid: string, code: string]
+  | ['unknown', t: number, publisher: string, mid: string, why: string]
+
+  // Reading. A reader keeps its position over many joins; `gateway` is where it joined.
+  | [
+      'join',
+      t: number,
+      reader: string,
+      tenant: string,
+      room: string,
+      gateway: string,
+      asked: Asked,
+      epoch: string,
+      seq: number,
+    ]
+  /** Told to start over: it stands at this position now and has missed what lies between. */
+  | ['resync', t: number, reader: string, reason: string, epoch: string, seq: number]
+  /** Events with consecutive numbers from `seq` on, in the order they were handled. */
+  | ['recv', t: number, reader: string, epoch: string, seq: number, mids: string[]]
+  /** The connection was lost or closed. */
+  | ['gone', t: number, reader: string, why: string]
+  /** Bytes of `owner`, another tenant, were found in what the socket of `tenant` received. */
+  | ['leak', t: number, reader: string, tenant: string, owner: string, where: string]
+
+  // Runs. Digests are of the text so far (see Digest): equal digests, equal bytes.
+  | ['ask', t: number, run: string, tenant: string, room: string]
+  | ['claim', t: number, worker: string, run: string, attempt: number, fence: number]
+  /** A worker made parts `n … n + digests.length - 1` of an attempt; `digests[i]` is of the text up to and with part `n + i`. */
+  | ['work', t: number, worker: string, run: string, attempt: number, n: number, digests: string[]]
+  /** What a reader sees of a run: the first `next` parts of this attempt, whose text has this digest. */
+  | ['chunk', t: number, reader: string, run: string, attempt: number, next: number, digest: string]
+  | ['reset', t: number, reader: string, run: string, attempt: number]
+  /** A reader was told the final state; `digest` is of the text of the final message. */
+  | ['end', t: number, reader: string, run: string, state: string, digest: string]
+  /** A write of a worker under an older fence than the newest was accepted, as the worker saw it. */
+  | ['zombie', t: number, worker: string, run: string, fence: number]
+
+  // Faults. `heal` is when the injector had put everything back.
+  | ['fault', t: number, id: number, kind: string, target: string]
+  | ['heal', t: number, id: number]
+
+  // The tables, read past the gateways when all was over. Events come in pages, `seq` is the first one's.
+  | ['stored', tenant: string, room: string, epoch: string, floor: number, head: number, seq: number, mids: string[]]
+  | ['ran', run: string, tenant: string, state: string, attempt: number, digest: string];
+
+/** How a reader asked to be put where it is: `resumed` from its own position. */
+export type Asked = 'start' | 'latest' | 'resumed';
+
+/** µs of the machine's monotonic clock. */
+export const monotonic = (): number => Number(process.hrtime.bigint() / 1000n);
+
+/** Writes one process's share of a history. */
+export class HistoryWriter {
+  readonly #stream: WriteStream;
+
+  constructor(file: string) {
+    this.#stream = createWriteStream(file);
+  }
+
+  write(entry: Entry): void {
+    this.#stream.write(`${JSON.stringify(entry)}\n`);
+  }
+
+  /** Resolves when everything is in the file. */
+  close(): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#stream.once('error', reject);
+      this.#stream.end(() => resolve());
+    });
+  }
+}
+
+/** The entries of one file in the order they were written. A last line cut short by a killed process is left out. */
+export async function* readHistory(file: string): AsyncGenerator<Entry> {
+  for await (const line of createInterface({ input: createReadStream(file), crlfDelay: Number.POSITIVE_INFINITY })) {
+    try {
+      yield JSON.parse(line) as Entry;
+    } catch {
+      return;
+    }
+  }
+}
+
+/**
+ * A running digest of text, FNV-1a of 64 bits over UTF-16 units: of a prefix at any time, without keeping the text.
+ * Texts of a run are the deltas of its text and reasoning parts, joined in their order.
+ */
+export class Digest {
+  #high = 0xcbf29ce4;
+  #low = 0x84222325;
+
+  add(text: string): this {
+    for (let i = 0; i < text.length; i++) {
+      this.#low = (this.#low ^ text.charCodeAt(i)) >>> 0;
+      // times 0x100000001b3: 2^40 + 0x1b3, in halves that stay below 2^53.
+      const low = this.#low * 0x1b3;
+      const high = this.#high * 0x1b3 + Math.floor(low / 0x100000000) + (this.#low << 8);
+      this.#low = low >>> 0;
+      this.#high = high >>> 0;
+    }
+    return this;
+  }
+
+  copy(): Digest {
+    const copy = new Digest();
+    copy.#high = this.#high;
+    copy.#low = this.#low;
+    return copy;
+  }
+
+  toString(): string {
+    return `${this.#high.toString(16).padStart(8, '0')}${this.#low.toString(16).padStart(8, '0')}`;
+  }
+}
