@@ -23,6 +23,15 @@ export interface GatewayProcess {
   stop(): Promise<void>;
 }
 
+export interface GatewayProcessOptions {
+  env?: Record<string, string>;
+  port?: number;
+  /** `false`: returns at once. */
+  waitForReady?: boolean;
+  /** Another program than this version's, such as that of `previousVersion`. */
+  main?: string;
+}
+
 const root = resolve(import.meta.dirname, '../..');
 
 /**
@@ -31,9 +40,7 @@ const root = resolve(import.meta.dirname, '../..');
  * the sources, else the sources.
  * @throws Error with its logs if it ends or is not ready within 30 s.
  */
-export async function startGateway(
-  options: { env?: Record<string, string>; port?: number; waitForReady?: boolean } = {},
-): Promise<GatewayProcess> {
+export async function startGateway(options: GatewayProcessOptions = {}): Promise<GatewayProcess> {
   const port = options.port ?? (await freePort());
   const scratch = mkdtempSync(join(tmpdir(), 'tutti-gateway-'));
   chmodSync(scratch, 0o755);
@@ -51,7 +58,7 @@ export async function startGateway(
     PORT: String(port),
   };
   const { PATH = '', HOME = '' } = process.env;
-  const child = own(process.execPath, program(), {
+  const child = own(process.execPath, options.main ? [options.main] : program(), {
     cwd: root,
     env: { PATH, HOME, ...env },
     lastSignal: 'KILL',
