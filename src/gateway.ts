@@ -98,7 +98,7 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
     rooms: feeds,
     metrics,
     log,
-    nodeId,
+    clock,
     limits: runLimits(config),
   });
   const rooms = new Rooms({

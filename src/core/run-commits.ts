@@ -1,4 +1,5 @@
 import { asTuttiError, TuttiError } from '../errors.js';
+import type { Clock } from './clock.js';
 import type { RunStore, Segment } from './run-store.js';
 import type { RunWriter } from './run-writer.js';
 import type { Logger, Metrics } from './telemetry.js';
@@ -13,18 +14,18 @@ const RETRY_MAX_MS = 1000;
  * due. What the store does not take stays with its writer and is tried again.
  */
 export class RunCommits {
-  readonly #deps: { store: RunStore; metrics: Metrics; log: Logger; leaseMs: number; now: () => number };
+  readonly #deps: { store: RunStore; metrics: Metrics; log: Logger; leaseMs: number; clock: Clock };
   readonly #writers: () => Iterable<RunWriter>;
   readonly #settled: (writer: RunWriter) => void;
   readonly #busy = new Set<RunWriter>();
   #running = false;
   #waiting: ((problem: TuttiError | undefined) => void)[] = [];
   #failures = 0;
-  #retry: NodeJS.Timeout | undefined;
+  #cancelRetry: (() => void) | undefined;
 
   /** `settled` is called for each writer after the store said something of it. */
   constructor(
-    deps: { store: RunStore; metrics: Metrics; log: Logger; leaseMs: number; now: () => number },
+    deps: { store: RunStore; metrics: Metrics; log: Logger; leaseMs: number; clock: Clock },
     writers: () => Iterable<RunWriter>,
     settled: (writer: RunWriter) => void,
   ) {
@@ -35,7 +36,7 @@ export class RunCommits {
 
   /** Commits what is due, unless that is under way or the store has just refused it. */
   poke(): void {
-    if (this.#running || this.#retry) return;
+    if (this.#running || this.#cancelRetry) return;
     this.#running = true;
     void this.#run();
   }
@@ -64,7 +65,7 @@ export class RunCommits {
   }
 
   close(): void {
-    clearTimeout(this.#retry);
+    this.#cancelRetry?.();
     this.#tell(new TuttiError('draining', 'This gateway is leaving.'));
   }
 
@@ -84,12 +85,12 @@ export class RunCommits {
     }
     // In one step, so that nobody begins to wait between the two.
     this.#running = false;
-    if (!this.#retry) this.#tell(undefined);
+    if (!this.#cancelRetry) this.#tell(undefined);
   }
 
   async #commit(batch: { writer: RunWriter; segment: Segment }[]): Promise<boolean> {
-    const { store, metrics, log, leaseMs, now } = this.#deps;
-    const sent = now();
+    const { store, metrics, log, leaseMs, clock } = this.#deps;
+    const sent = clock.monotonic();
     for (const { writer } of batch) this.#busy.add(writer);
     let problem: TuttiError | undefined;
     try {
@@ -97,7 +98,7 @@ export class RunCommits {
         batch.map(({ segment }) => segment),
         leaseMs,
       );
-      metrics.observe('run_commit', (now() - sent) / 1000, {});
+      metrics.observe('run_commit', (clock.monotonic() - sent) / 1000, {});
       for (const [at, { writer, segment }] of batch.entries()) {
         const result = results[at];
         if (!result || !(writer.status === 'open' || writer.status === 'sealed')) continue;
@@ -110,10 +111,10 @@ export class RunCommits {
       for (const { writer } of batch) if (writer.status === 'open') writer.due = true;
       const wait = Math.min(RETRY_MAX_MS, RETRY_MIN_MS * 2 ** this.#failures++);
       log.warn({ err: error, runs: batch.length }, 'Run output could not be committed; trying again.');
-      this.#retry = setTimeout(() => {
-        this.#retry = undefined;
+      this.#cancelRetry = clock.after(wait, () => {
+        this.#cancelRetry = undefined;
         this.poke();
-      }, wait);
+      });
     } finally {
       for (const { writer } of batch) this.#busy.delete(writer);
     }

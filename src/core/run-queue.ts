@@ -1,5 +1,6 @@
 import { TuttiError } from '../errors.js';
 import type { Bus } from './bus.js';
+import { type Clock, every } from './clock.js';
 import { type RoomKey, systemKey } from './keys.js';
 import type { Principal } from './principal.js';
 import type { RunStore, StoredRun } from './run-store.js';
@@ -38,19 +39,19 @@ const channelOf = (tenant: string | null): RoomKey => systemKey(tenant ?? '*', '
 
 /** Claims that wait for a run, first come, first served; woken by hints, with a poll for the hints that are lost. */
 export class RunQueue {
-  readonly #deps: { store: RunStore; bus: Bus; log: Logger; limits: QueueLimits; now: () => number };
+  readonly #deps: { store: RunStore; bus: Bus; log: Logger; limits: QueueLimits; clock: Clock };
   readonly #giveBack: (run: StoredRun) => Promise<void>;
   readonly #waiters = new Set<Waiter>();
   readonly #channels = new Map<RoomKey, number>();
   #afters: (() => void)[] = [];
   #again = false;
   #serving = false;
-  #poll: NodeJS.Timeout | undefined;
+  #stopPoll: (() => void) | undefined;
   #draining = false;
 
   /** `giveBack` gets a run that nobody was left to take. */
   constructor(
-    deps: { store: RunStore; bus: Bus; log: Logger; limits: QueueLimits; now: () => number },
+    deps: { store: RunStore; bus: Bus; log: Logger; limits: QueueLimits; clock: Clock },
     giveBack: (run: StoredRun) => Promise<void>,
   ) {
     this.#deps = deps;
@@ -58,10 +59,10 @@ export class RunQueue {
   }
 
   start(): void {
-    this.#poll ??= setInterval(() => {
+    this.#stopPoll ??= every(this.#deps.clock, POLL_MS, () => {
       this.wake();
       this.#unsubscribe();
-    }, POLL_MS);
+    });
   }
 
   /**
@@ -84,7 +85,7 @@ export class RunQueue {
       const settle = (result: Claimed | undefined | TuttiError) => {
         if (!open) return false;
         open = false;
-        clearTimeout(timer);
+        cancelWait?.();
         signal.removeEventListener('abort', give);
         this.#waiters.delete(waiter);
         if (result instanceof TuttiError) reject(result);
@@ -94,7 +95,7 @@ export class RunQueue {
       const waiter: Waiter = { tenant, models, worker: id, kind, settle };
       const give = () => void settle(undefined);
       // A claim that does not wait still asks once: its time begins when it was served.
-      const timer = body.waitMs > 0 ? setTimeout(give, body.waitMs) : undefined;
+      const cancelWait = body.waitMs > 0 ? this.#deps.clock.after(body.waitMs, give) : undefined;
       if (signal.aborted) return give();
       signal.addEventListener('abort', give, { once: true });
       this.#waiters.add(waiter);
@@ -117,7 +118,7 @@ export class RunQueue {
   /** Everybody who waits is told that there is nothing. */
   drain(): void {
     this.#draining = true;
-    clearInterval(this.#poll);
+    this.#stopPoll?.();
     for (const waiter of this.#waiters) waiter.settle(undefined);
   }
 
@@ -158,9 +159,9 @@ export class RunQueue {
 
   /** @returns `false` where there is nothing for waiters of this kind. */
   async #serveOne(waiter: Waiter): Promise<boolean> {
-    const { store, limits, now, log } = this.#deps;
+    const { store, limits, clock, log } = this.#deps;
     const { tenant, models, worker } = waiter;
-    const asked = now();
+    const asked = clock.monotonic();
     let found: { run: StoredRun; input: unknown } | undefined;
     try {
       found = await store.claim({ tenant, models, worker, ...limits });
@@ -182,11 +183,11 @@ export class RunQueue {
 
   #subscribe(channel: RoomKey): void {
     if (!this.#channels.has(channel)) void this.#deps.bus.subscribe(channel);
-    this.#channels.set(channel, this.#deps.now());
+    this.#channels.set(channel, this.#deps.clock.monotonic());
   }
 
   #unsubscribe(): void {
-    const now = this.#deps.now();
+    const now = this.#deps.clock.monotonic();
     for (const { tenant } of this.#waiters) this.#channels.set(channelOf(tenant), now);
     for (const [channel, used] of this.#channels) {
       if (now - used < LINGER_MS) continue;

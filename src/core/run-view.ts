@@ -3,6 +3,7 @@ import { encodePush } from '../protocol/frames.js';
 import type { Part } from '../protocol/parts.js';
 import type { ResetReason } from '../protocol/pushes.js';
 import { isTerminal, type LiveRun, type Run, type RunState } from '../protocol/runs.js';
+import type { Clock } from './clock.js';
 import type { RoomOutput } from './feeds.js';
 import { type RoomKey, roomOf, tenantOf } from './keys.js';
 import type { RunStore } from './run-store.js';
@@ -50,6 +51,7 @@ export class RunView {
   readonly #room: RoomKey;
   readonly #store: RunStore;
   readonly #log: Logger;
+  readonly #clock: Clock;
   readonly #out: RoomOutput;
   readonly #ended: () => void;
   #run: Run;
@@ -61,18 +63,24 @@ export class RunView {
   #final: Run | undefined;
   #healing = false;
   #healAgain = false;
-  #timer: NodeJS.Timeout | undefined;
+  #cancelHeal: (() => void) | undefined;
   #silent = false;
   #closed = false;
   #endReads = 0;
 
   /** `ended` is called once, when readers have the whole output and the final state. */
-  constructor(room: RoomKey, run: Run, deps: { store: RunStore; log: Logger; rooms: RoomOutput }, ended: () => void) {
+  constructor(
+    room: RoomKey,
+    run: Run,
+    deps: { store: RunStore; log: Logger; rooms: RoomOutput; clock: Clock },
+    ended: () => void,
+  ) {
     this.id = run.id;
     this.#room = room;
     this.#run = run;
     this.#store = deps.store;
     this.#log = deps.log;
+    this.#clock = deps.clock;
     this.#out = deps.rooms;
     this.#ended = ended;
   }
@@ -156,7 +164,7 @@ export class RunView {
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    clearTimeout(this.#timer);
+    this.#cancelHeal?.();
     this.#changed();
   }
 
@@ -230,12 +238,12 @@ export class RunView {
 
   #healIn(ms: number): void {
     if (this.#closed || this.#healing) return;
-    this.#timer ??= setTimeout(() => this.#heal(), ms);
+    this.#cancelHeal ??= this.#clock.after(ms, () => this.#heal());
   }
 
   #heal(): void {
-    clearTimeout(this.#timer);
-    this.#timer = undefined;
+    this.#cancelHeal?.();
+    this.#cancelHeal = undefined;
     if (this.#healing) {
       this.#healAgain = true;
       return;
@@ -287,7 +295,7 @@ export class RunView {
     if (this.next > length) this.#forget('worker_lost');
     if (this.next < length) {
       if (this.#healing) this.#healAgain = true;
-      else if (this.#timer === undefined) this.#settleLater();
+      else if (this.#cancelHeal === undefined) this.#settleLater();
       return;
     }
     this.#run = final;
@@ -298,7 +306,7 @@ export class RunView {
 
   /** At once the first time; slower while the store has not got it. */
   #settleLater(): void {
-    this.#timer = setTimeout(() => this.#heal(), this.#endReads++ === 0 ? 0 : HEAL_EVERY_MS);
+    this.#cancelHeal = this.#clock.after(this.#endReads++ === 0 ? 0 : HEAL_EVERY_MS, () => this.#heal());
   }
 
   #changed(): void {

@@ -1,6 +1,7 @@
 import type { ResetReason } from '../protocol/pushes.js';
 import { isTerminal, type LiveRun } from '../protocol/runs.js';
 import type { Announcement } from './bus.js';
+import type { Clock } from './clock.js';
 import type { RoomOutput } from './feeds.js';
 import { type RoomKey, roomKey, tenantOf } from './keys.js';
 import type { RunStore, StoredRun } from './run-store.js';
@@ -34,9 +35,9 @@ interface OpenRoom {
 export class RunViews {
   readonly #rooms = new Map<RoomKey, OpenRoom>();
   readonly #store: RunStore;
-  readonly #deps: { store: RunStore; log: Logger; rooms: RoomOutput };
+  readonly #deps: { store: RunStore; log: Logger; rooms: RoomOutput; clock: Clock };
 
-  constructor(deps: { store: RunStore; log: Logger; rooms: RoomOutput }) {
+  constructor(deps: { store: RunStore; log: Logger; rooms: RoomOutput; clock: Clock }) {
     this.#deps = deps;
     this.#store = deps.store;
   }
@@ -133,7 +134,7 @@ export class RunViews {
       if (stored) this.#stored(room, stored, 'worker_lost');
       else this.#forget(room, view); // the room was erased
     }
-    const before = Date.now() - ENDED_KEPT_MS;
+    const before = this.#deps.clock.monotonic() - ENDED_KEPT_MS;
     for (const { ended } of rooms) {
       for (const [run, at] of ended) if (at < before) ended.delete(run);
     }
@@ -206,7 +207,7 @@ export class RunViews {
     if (!view) {
       // Readers who never heard of a run that is over have its end in the room's log.
       if (isTerminal(stored.state)) {
-        room.ended.set(stored.id, Date.now());
+        room.ended.set(stored.id, this.#deps.clock.monotonic());
         return;
       }
       view = this.#view(room, stored);
@@ -221,7 +222,7 @@ export class RunViews {
 
   #view(room: OpenRoom, stored: StoredRun): RunView {
     const view: RunView = new RunView(room.key, toRun(stored), this.#deps, () => {
-      room.ended.set(view.id, Date.now());
+      room.ended.set(view.id, this.#deps.clock.monotonic());
       if (room.views.get(view.id) === view) room.views.delete(view.id);
     });
     return view;
@@ -229,7 +230,7 @@ export class RunViews {
 
   #forget(room: OpenRoom, view: RunView): void {
     view.close();
-    room.ended.set(view.id, Date.now());
+    room.ended.set(view.id, this.#deps.clock.monotonic());
     room.views.delete(view.id);
   }
 }

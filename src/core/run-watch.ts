@@ -2,6 +2,7 @@ import { asTuttiError } from '../errors.js';
 import type { Part } from '../protocol/parts.js';
 import { isTerminal, type Run } from '../protocol/runs.js';
 import type { Bus } from './bus.js';
+import type { Clock } from './clock.js';
 import { roomKey } from './keys.js';
 import type { RunStore, StoredRun } from './run-store.js';
 import type { RunView } from './run-view.js';
@@ -30,13 +31,13 @@ const RETRY_MS = 100;
  * the pace; a slow one is served from the store. Resolves when the run ended, the reader is gone or `signal` aborted.
  */
 export async function watchRun(
-  deps: { store: RunStore; bus: Bus; views: RunViews },
+  deps: { store: RunStore; bus: Bus; views: RunViews; clock: Clock },
   stored: StoredRun,
   from: { attempt: number; n: number } | undefined,
   watcher: RunWatcher,
   signal: AbortSignal,
 ): Promise<void> {
-  const { store, bus, views } = deps;
+  const { store, bus, views, clock } = deps;
   const room = roomKey(stored.tenant, stored.room);
   let attempt = stored.attempt;
   let n = 0;
@@ -107,7 +108,7 @@ export async function watchRun(
           if (await replay(length)) watcher.end(toRun(now));
           return;
         }
-        await pause(RETRY_MS, next);
+        await pause(clock, RETRY_MS, next);
         continue;
       }
       if (view.attempt > attempt || view.resets !== resets) {
@@ -120,7 +121,7 @@ export async function watchRun(
       } else if (n < tailFrom) {
         const before = n;
         if (!(await replay(tailFrom))) return;
-        if (n === before) await pause(RETRY_MS, next);
+        if (n === before) await pause(clock, RETRY_MS, next);
       } else if (!view.over) {
         await next;
       }
@@ -135,13 +136,13 @@ export async function watchRun(
   }
 }
 
-async function pause(ms: number, sooner: Promise<void>): Promise<void> {
-  let timer: NodeJS.Timeout | undefined;
+async function pause(clock: Clock, ms: number, sooner: Promise<void>): Promise<void> {
+  let cancel = () => {};
   await Promise.race([
     sooner,
     new Promise<void>((resolve) => {
-      timer = setTimeout(resolve, ms);
+      cancel = clock.after(ms, resolve);
     }),
   ]);
-  clearTimeout(timer);
+  cancel();
 }

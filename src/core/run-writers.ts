@@ -4,6 +4,7 @@ import type { Actor, JsonText } from '../protocol/primitives.js';
 import { isTerminal, type RunError, type TerminalRunState, type Usage } from '../protocol/runs.js';
 import type { PushReply } from '../protocol/worker.js';
 import type { Bus } from './bus.js';
+import { type Clock, every } from './clock.js';
 import { type RoomKey, systemKey } from './keys.js';
 import { actorOf, type Principal } from './principal.js';
 import { RunCommits } from './run-commits.js';
@@ -23,6 +24,8 @@ export interface WriterLimits {
 
 /** Output of a run read from the store at once, in bytes. */
 const PAGE_BYTES = 1024 * 1024;
+/** How long a drain waits after a commit that failed, in ms. */
+const DRAIN_RETRY_MS = 100;
 
 /** The channel on which a run's worker is told that something happened to the run. */
 export const runChannel = (tenant: string, run: string): RoomKey => systemKey(tenant, `run.${run}`);
@@ -52,8 +55,7 @@ interface Deps {
   metrics: Metrics;
   log: Logger;
   limits: WriterLimits;
-  /** Monotonic, ms. */
-  now: () => number;
+  clock: Clock;
   /** To the readers on this gateway. */
   view: (room: RoomKey, chunk: Chunk) => void;
 }
@@ -71,14 +73,14 @@ export class RunWriters {
   readonly #listeners = new Map<string, Set<() => void>>();
   readonly #unsent = new Set<RunWriter>();
   #flushing = false;
-  #tick: NodeJS.Timeout | undefined;
+  #stopTick: (() => void) | undefined;
   #draining = false;
 
   constructor(deps: Deps) {
     this.#deps = deps;
-    const { store, metrics, log, now } = deps;
+    const { store, metrics, log, clock } = deps;
     this.#commits = new RunCommits(
-      { store, metrics, log, now, leaseMs: deps.limits.leaseMs },
+      { store, metrics, log, clock, leaseMs: deps.limits.leaseMs },
       () => this.#writers.values(),
       (writer) => this.#settled(writer),
     );
@@ -89,16 +91,16 @@ export class RunWriters {
   }
 
   start(): void {
-    this.#tick ??= setInterval(() => {
+    this.#stopTick ??= every(this.#deps.clock, this.#deps.limits.commitMs, () => {
       this.#commits.all();
       this.#sweep();
-    }, this.#deps.limits.commitMs);
+    });
   }
 
   /** A run that was claimed here; `asked` is when, by the monotonic clock. */
   adopt(run: StoredRun, asked: number): void {
     const writer = new RunWriter(run, asked + this.#deps.limits.leaseMs);
-    writer.claimedAt = this.#deps.now();
+    writer.claimedAt = this.#deps.clock.monotonic();
     this.#hold(writer);
   }
 
@@ -208,13 +210,13 @@ export class RunWriters {
     this.#flush();
     while ([...this.#writers.values()].some((writer) => writer.status === 'open' && writer.bytes > 0)) {
       this.#commits.all();
-      await this.#commits.next().catch(() => new Promise((wait) => setTimeout(wait, 100)));
+      await this.#commits.next().catch(() => new Promise<void>((wait) => this.#deps.clock.after(DRAIN_RETRY_MS, wait)));
     }
     await Promise.all([...this.#writers.values()].map((writer) => writer.ending));
   }
 
   close(): void {
-    clearInterval(this.#tick);
+    this.#stopTick?.();
     for (const writer of this.#writers.values()) {
       writer.end('stale');
       this.#deps.bus.unsubscribe(runChannel(writer.tenant, writer.id));
@@ -225,20 +227,20 @@ export class RunWriters {
   }
 
   #accept(writer: RunWriter, n: number, parts: readonly Part[]): void {
-    const { limits, metrics, now } = this.#deps;
+    const { limits, metrics, clock } = this.#deps;
     const first = writer.accepted === 0;
     const count = writer.accept(n, parts, limits.outputMaxBytes);
     if (count === 0) return;
     metrics.add('run_parts', { model: writer.model }, count);
     if (first && writer.claimedAt !== undefined) {
-      metrics.observe('run_first_token', (now() - writer.claimedAt) / 1000, { model: writer.model });
+      metrics.observe('run_first_token', (clock.monotonic() - writer.claimedAt) / 1000, { model: writer.model });
     }
     if (writer.bytes >= limits.segmentBytes) writer.due = true;
     if (writer.due) this.#commits.poke();
     this.#unsent.add(writer);
     if (this.#flushing) return;
     this.#flushing = true;
-    setImmediate(() => this.#flush());
+    clock.soon(() => this.#flush());
   }
 
   /** Announces what came in this turn of the loop, one chunk for each run. */
@@ -304,7 +306,7 @@ export class RunWriters {
     if (known.fence > fence) throw fenced();
     if (known.ending) await known.ending;
     // Another may have got the run meanwhile: nothing is announced before the store says that it is still ours.
-    if (known.status === 'open' && this.#deps.now() >= known.leaseUntil) await this.#revalidate(known);
+    if (known.status === 'open' && this.#deps.clock.monotonic() >= known.leaseUntil) await this.#revalidate(known);
     return isStale(known) ? this.#open(worker, run, fence) : known;
   }
 
@@ -343,9 +345,9 @@ export class RunWriters {
   }
 
   async #revalidate(writer: RunWriter): Promise<void> {
-    const { store, limits, now } = this.#deps;
+    const { store, limits, clock } = this.#deps;
     const { tenant, id: run, fence, committed } = writer;
-    const asked = now();
+    const asked = clock.monotonic();
     const [result] = await store.heartbeat([{ tenant, run, fence }], limits.leaseMs);
     if (!result || writer.status !== 'open') return;
     writer.settle(result, committed, asked + limits.leaseMs);
@@ -374,7 +376,7 @@ export class RunWriters {
 
   /** Forgets writers that have nothing to commit and whose lease is over; the store knows them still. */
   #sweep(): void {
-    const now = this.#deps.now();
+    const now = this.#deps.clock.monotonic();
     for (const [run, writer] of this.#writers) {
       if (writer.bytes > 0 || writer.ending || this.#turns.has(run) || now < writer.leaseUntil) continue;
       this.#writers.delete(run);

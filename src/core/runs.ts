@@ -6,6 +6,7 @@ import type { ResetReason } from '../protocol/pushes.js';
 import { isTerminal, type LiveRun, type Run, type RunError, type Usage } from '../protocol/runs.js';
 import type { Assignment, PushReply } from '../protocol/worker.js';
 import type { Announcement, Bus } from './bus.js';
+import { type Clock, every } from './clock.js';
 import type { RoomOutput } from './feeds.js';
 import { type RoomKey, roomKey, roomOf, systemKey } from './keys.js';
 import { actorOf, type Principal, requireRight, tenantOfPrincipal } from './principal.js';
@@ -42,10 +43,10 @@ export interface RunsDeps {
   rooms: RoomOutput;
   metrics: Metrics;
   log: Logger;
-  nodeId: string;
   limits: RunLimits;
-  /** Monotonic clock, ms. */
-  now?: () => number;
+  clock: Clock;
+  /** Makes the id of a run; ids made later sort later. */
+  newId?: () => string;
 }
 
 /** Runs one sweep deals with before the next is asked for. */
@@ -62,25 +63,26 @@ export class Runs {
   readonly #views: RunViews;
   readonly #writers: RunWriters;
   readonly #queue: RunQueue;
-  #sweeper: NodeJS.Timeout | undefined;
+  #stopSweeper: (() => void) | undefined;
   #sweeping: Promise<void> | undefined;
+  readonly #newId: () => string;
 
   constructor(deps: RunsDeps) {
-    const now = deps.now ?? (() => performance.now());
-    const { store, bus, rooms, metrics, log, limits } = deps;
+    const { store, bus, rooms, metrics, log, limits, clock } = deps;
     this.#deps = deps;
-    this.#views = new RunViews({ store, log, rooms });
+    this.#newId = deps.newId ?? (() => uuidv7());
+    this.#views = new RunViews({ store, log, rooms, clock });
     this.#writers = new RunWriters({
       store,
       bus,
       metrics,
       log,
       limits,
-      now,
+      clock,
       view: (room, chunk) => this.#views.chunk(room, chunk),
     });
     const { leaseMs, durationMaxMs } = limits;
-    this.#queue = new RunQueue({ store, bus, log, now, limits: { leaseMs, durationMaxMs } }, (run) =>
+    this.#queue = new RunQueue({ store, bus, log, clock, limits: { leaseMs, durationMaxMs } }, (run) =>
       this.#giveBack(run),
     );
   }
@@ -97,7 +99,7 @@ export class Runs {
     const { livePerTenant, maxAttempts, queueTtlMs } = this.#deps.limits;
     const initiator = actorOf(principal);
     const change = await this.#deps.store.create(
-      { id: uuidv7(), tenant, room, model, input, initiator, mid },
+      { id: this.#newId(), tenant, room, model, input, initiator, mid },
       { livePerTenant, maxAttempts, queueTtlMs },
     );
     if (change.event) {
@@ -140,8 +142,8 @@ export class Runs {
     signal: AbortSignal,
   ): Promise<void> {
     const stored = await this.#visible(principal, runId, 'join');
-    const { store, bus } = this.#deps;
-    await watchRun({ store, bus, views: this.#views }, stored, from, watcher, signal);
+    const { store, bus, clock } = this.#deps;
+    await watchRun({ store, bus, clock, views: this.#views }, stored, from, watcher, signal);
   }
 
   /** Live runs of a room, also of one that is not open here, without their output. */
@@ -248,11 +250,11 @@ export class Runs {
   start(): void {
     this.#writers.start();
     this.#queue.start();
-    this.#sweeper ??= setInterval(() => {
+    this.#stopSweeper ??= every(this.#deps.clock, this.#deps.limits.sweepMs, () => {
       this.#sweeping ??= this.#sweep().finally(() => {
         this.#sweeping = undefined;
       });
-    }, this.#deps.limits.sweepMs);
+    });
   }
 
   /** Gives out no more runs, takes no more output, and resolves when all that was taken is committed. */
@@ -263,7 +265,7 @@ export class Runs {
 
   /** Stops at once; what is not committed is lost here and sent again by workers elsewhere. */
   close(): void {
-    clearInterval(this.#sweeper);
+    this.#stopSweeper?.();
     this.#queue.close();
     this.#writers.close();
     this.#views.close();

@@ -4,7 +4,8 @@ import { roomKey } from '../../src/core/keys.js';
 import { type EventRecord, encodePush, eventFrame, type Frame, payloadOf } from '../../src/protocol/frames.js';
 import type { Position } from '../../src/protocol/primitives.js';
 import { toJsonText } from '../../src/protocol/primitives.js';
-import { noMetrics, random, SimBus, SimLog, SimOutlet, SimViewer, silent, VirtualClock } from './simulation.js';
+import { noMetrics, SimBus, SimLog, SimOutlet, SimViewer, silent } from './simulation.js';
+import { random, VirtualClock } from './virtual-clock.js';
 
 const limits: FeedsLimits = {
   ringBytes: 4096,

@@ -1,64 +1,11 @@
 import type { Announcement, Bus } from '../../src/core/bus.js';
-import type { Clock } from '../../src/core/clock.js';
 import { type RoomKey, roomKey } from '../../src/core/keys.js';
 import type { Append, Appended, EventLog, Range, RoomHead } from '../../src/core/log.js';
 import type { Logger, Metrics } from '../../src/core/telemetry.js';
 import type { Outlet, Viewer } from '../../src/core/viewer.js';
 import { TuttiError } from '../../src/errors.js';
 import type { EventRecord, Frame } from '../../src/protocol/frames.js';
-
-/** A seeded source of randomness (mulberry32). */
-export function random(seed: number): () => number {
-  let state = seed >>> 0;
-  return () => {
-    state = (state + 0x6d2b79f5) >>> 0;
-    let t = state;
-    t = Math.imul(t ^ (t >>> 15), t | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
-  };
-}
-
-/** Time that moves only when told to; between two timers all promises settle. */
-export class VirtualClock implements Clock {
-  #now = 0;
-  #timers: { at: number; order: number; fn: () => void }[] = [];
-  #order = 0;
-
-  now(): number {
-    return this.#now;
-  }
-
-  after(ms: number, fn: () => void): () => void {
-    const timer = { at: this.#now + ms, order: this.#order++, fn };
-    this.#timers.push(timer);
-    return () => {
-      this.#timers = this.#timers.filter((other) => other !== timer);
-    };
-  }
-
-  sleep(ms: number): Promise<void> {
-    return new Promise((resolve) => this.after(ms, resolve));
-  }
-
-  async run(ms: number): Promise<void> {
-    const end = this.#now + ms;
-    await settle();
-    for (;;) {
-      const [next] = this.#timers.filter(({ at }) => at <= end).sort((a, b) => a.at - b.at || a.order - b.order);
-      if (!next) break;
-      this.#timers = this.#timers.filter((other) => other !== next);
-      this.#now = next.at;
-      next.fn();
-      await settle();
-    }
-    this.#now = end;
-  }
-}
-
-async function settle(): Promise<void> {
-  for (let i = 0; i < 30; i += 1) await Promise.resolve();
-}
+import type { VirtualClock } from './virtual-clock.js';
 
 interface SimRoom {
   epoch: string;

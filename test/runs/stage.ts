@@ -1,4 +1,5 @@
 import type { Announcement, Bus } from '../../src/core/bus.js';
+import { systemClock } from '../../src/core/clock.js';
 import type { RoomOutput } from '../../src/core/feeds.js';
 import { type RoomKey, roomKey } from '../../src/core/keys.js';
 import type { Principal } from '../../src/core/principal.js';
@@ -210,7 +211,7 @@ export class Gateway {
       rooms,
       metrics: this.metrics,
       log: this.log,
-      nodeId: 'n',
+      clock: systemClock,
       limits: { ...limits, ...given },
     });
     bus.onMessage((key, message) => this.runs.receive(key, message));

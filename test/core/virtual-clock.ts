@@ -1,0 +1,134 @@
+import type { Clock } from '../../src/core/clock.js';
+
+/** A seeded source of randomness (mulberry32). */
+export function random(seed: number): () => number {
+  let state = seed >>> 0;
+  return () => {
+    state = (state + 0x6d2b79f5) >>> 0;
+    let t = state;
+    t = Math.imul(t ^ (t >>> 15), t | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 4294967296;
+  };
+}
+
+interface Timer {
+  at: number;
+  order: number;
+  fn: (() => void) | undefined;
+}
+
+const earlier = (a: Timer, b: Timer): boolean => a.at < b.at || (a.at === b.at && a.order < b.order);
+
+/** Time that moves only when told to; between two timers all promises settle. */
+export class VirtualClock implements Clock {
+  /** Called after each step, once all promises have settled, with the number of steps so far. */
+  onStep: (step: number) => void = () => {};
+  steps = 0;
+  #now = 0;
+  #order = 0;
+  /** A binary heap, the earliest first. */
+  readonly #timers: Timer[] = [];
+
+  now(): number {
+    return this.#now;
+  }
+
+  monotonic(): number {
+    return this.#now;
+  }
+
+  after(ms: number, fn: () => void): () => void {
+    const timer: Timer = { at: this.#now + ms, order: this.#order++, fn };
+    this.#push(timer);
+    return () => {
+      timer.fn = undefined;
+    };
+  }
+
+  soon(fn: () => void): void {
+    this.after(0, fn);
+  }
+
+  sleep(ms: number): Promise<void> {
+    return new Promise((resolve) => this.after(ms, resolve));
+  }
+
+  async run(ms: number): Promise<void> {
+    const end = this.#now + ms;
+    await settle();
+    for (let next = this.#timers[0]; next && next.at <= end; next = this.#timers[0]) {
+      this.#pop();
+      if (!next.fn) continue;
+      this.#now = next.at;
+      next.fn();
+      await settle();
+      this.onStep(++this.steps);
+    }
+    this.#now = end;
+  }
+
+  #push(timer: Timer): void {
+    const heap = this.#timers;
+    let i = heap.length;
+    heap.push(timer);
+    while (i > 0) {
+      const parent = (i - 1) >> 1;
+      const above = heap[parent];
+      if (!above || earlier(above, timer)) break;
+      heap[i] = above;
+      i = parent;
+    }
+    heap[i] = timer;
+  }
+
+  #pop(): void {
+    const heap = this.#timers;
+    const last = heap.pop();
+    if (!last || heap.length === 0) return;
+    let i = 0;
+    for (;;) {
+      let child = 2 * i + 1;
+      const [left, right] = [heap[child], heap[child + 1]];
+      if (!left) break;
+      if (right && earlier(right, left)) child += 1;
+      const least = heap[child];
+      if (!least || earlier(last, least)) break;
+      heap[i] = least;
+      i = child;
+    }
+    heap[i] = last;
+  }
+}
+
+/** Time of one gateway: once it is killed nothing that it waits for ever happens. It may be set wrong. */
+export class MortalClock implements Clock {
+  alive = true;
+
+  constructor(
+    readonly world: VirtualClock,
+    /** How far the wall clock is off, in ms. */
+    readonly off = 0,
+  ) {}
+
+  now(): number {
+    return this.world.now() + this.off;
+  }
+
+  monotonic(): number {
+    return this.world.now();
+  }
+
+  after(ms: number, fn: () => void): () => void {
+    return this.world.after(ms, () => {
+      if (this.alive) fn();
+    });
+  }
+
+  soon(fn: () => void): void {
+    this.after(0, fn);
+  }
+}
+
+/** Every promise that can settle without time passing has settled then. */
+const settle = (): Promise<void> => new Promise((done) => setImmediate(done));
