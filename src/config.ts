@@ -189,6 +189,12 @@ export const environment = z.object({
     'How often revocations and changed tenants, issuers and keys are read, in ms.',
   ),
   TUTTI_DRAIN_TIMEOUT_MS: int(15_000, 0, 600_000, 'Grace period after SIGTERM, in ms.'),
+  TUTTI_DRAIN_NOTICE_MS: int(
+    0,
+    0,
+    300_000,
+    'How long after SIGTERM `/readyz` fails before clients are asked to move and the port is closed, in ms; part of the grace period, at most half of it. Behind a balancer as long as that takes to notice.',
+  ),
 });
 
 export type Environment = z.output<typeof environment>;
@@ -228,6 +234,12 @@ export function readConfig(env: Record<string, string | undefined> = process.env
   }
   if (config.TUTTI_DEV_SECRET && Buffer.byteLength(config.TUTTI_DEV_SECRET) < 32) {
     throw new ConfigError('TUTTI_DEV_SECRET is shorter than 32 bytes, the least HS256 is safe with.');
+  }
+  const { TUTTI_DRAIN_NOTICE_MS: notice, TUTTI_DRAIN_TIMEOUT_MS: grace } = config;
+  if (notice * 2 > grace) {
+    throw new ConfigError(
+      `TUTTI_DRAIN_NOTICE_MS is ${notice}: may be at most half of TUTTI_DRAIN_TIMEOUT_MS, which is ${grace}.`,
+    );
   }
   return { ...config, production, TUTTI_NODE_ID: config.TUTTI_NODE_ID ?? randomBytes(6).toString('hex') };
 }

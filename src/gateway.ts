@@ -1,5 +1,6 @@
 import uWS from 'uWebSockets.js';
 import { existsSync } from 'node:fs';
+import { setTimeout as pause } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { createMemoryBus } from './bus/memory.js';
 import { createRedisBus } from './bus/redis.js';
@@ -41,14 +42,21 @@ export interface GatewayOptions {
 export interface Gateway {
   /** Where it listens, for example `http://127.0.0.1:3000`. */
   readonly url: string;
-  /** Leaves service without losing anything (DRN1): readiness fails, clients move on, what was accepted is committed. */
-  drain(): Promise<void>;
+  /**
+   * Leaves service without losing anything (DRN1): readiness fails, clients move on, what was accepted is committed.
+   * Takes no longer than the grace period.
+   * @returns `false` where something accepted was left uncommitted because Postgres did not answer in time: nobody was
+   * told that it is stored, so those who sent it have it still.
+   */
+  drain(): Promise<boolean>;
 }
 
 const WEB_DIR = fileURLToPath(new URL('../dist/web', import.meta.url));
-/** Clients are told to move within this share of the grace period. */
-const DISMISS_SHARE = 0.4;
-const DISMISS_MAX_MS = 4000;
+/** Clients are told to move within this share of what is left of the grace period after the notice. */
+const DISMISS_SHARE = 0.5;
+/** What the steps after the last commit take at most, in ms and as a share of what is left. */
+const CLOSING_MS = 4000;
+const CLOSING_SHARE = 0.5;
 
 /**
  * The composition root: constructs everything, migrates the database, listens.
@@ -170,12 +178,18 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
   return {
     url,
     async drain() {
+      const until = performance.now() + config.TUTTI_DRAIN_TIMEOUT_MS;
+      const leftMs = () => Math.max(0, until - performance.now());
       health.draining = true;
+      log.info({ noticeMs: config.TUTTI_DRAIN_NOTICE_MS }, 'Draining');
+      // Until the balancer has looked it sends clients here: they are served as before.
+      await pause(config.TUTTI_DRAIN_NOTICE_MS);
       listening.close();
-      log.info({}, 'Draining');
-      await http.drain();
-      await sockets.dismiss({ withinMs: Math.min(config.TUTTI_DRAIN_TIMEOUT_MS * DISMISS_SHARE, DISMISS_MAX_MS) });
-      await Promise.all([eventLog.drain(), runs.drain()]);
+      const withinMs = leftMs() * DISMISS_SHARE;
+      await Promise.all([http.dismiss({ withinMs }), sockets.dismiss({ withinMs })]);
+      const commits = Promise.all([eventLog.drain(), runs.drain()]);
+      const committed = await within(leftMs() - Math.min(CLOSING_MS, leftMs() * CLOSING_SHARE), commits);
+      if (!committed) log.error({}, 'Left without committing all that was accepted; its senders have it still');
       await http.close();
       runs.close();
       feeds.close();
@@ -184,8 +198,20 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
       await bus.close();
       await database.close();
       log.info({}, 'Drained');
+      return committed;
     },
   };
+}
+
+/** Whether the work was done in `ms`. */
+async function within(ms: number, work: Promise<unknown>): Promise<boolean> {
+  const late = new AbortController();
+  const done = work.then(() => true);
+  try {
+    return await Promise.race([done, pause(ms, false, { signal: late.signal })]);
+  } finally {
+    late.abort();
+  }
 }
 
 /** What `/readyz` tells a balancer. */

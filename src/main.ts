@@ -14,8 +14,8 @@ import type { Route } from './http/route.js';
 import { createLogger } from './telemetry/logger.js';
 
 /*
- * The process. Exit codes: 0 ended as asked, 1 failed or was not done in its grace period, 2 cannot start as it is
- * configured.
+ * The process. Exit codes: 0 ended as asked; 1 failed, was not done in its grace period, left something accepted
+ * uncommitted, or was told twice to end; 2 cannot start as it is configured.
  */
 
 /** How long a process that failed may take to leave things in order, in ms. */
@@ -25,21 +25,26 @@ const POSTGRES_GRACE_MS = 25_000;
 
 /** What was started, in the order it has to be closed. */
 class Running {
-  drainGateway: (() => Promise<void>) | undefined;
+  /** @returns whether all that was accepted is committed */
+  drainGateway: (() => Promise<boolean>) | undefined;
   stopWorker: (() => Promise<void>) | undefined;
   stopPostgres: (() => Promise<void>) | undefined;
   ending = false;
 
-  /** @returns whether all was closed in time; Postgres gets its own time after the others. */
+  /** @returns whether all was closed in time with nothing left behind; Postgres gets its own time after the others. */
   async close(graceMs: number, postgresGraceMs: number): Promise<boolean> {
-    const drained = await within(graceMs, () => Promise.all([this.drainGateway?.(), this.stopWorker?.()]));
+    let committed = true;
+    const drain = async () => {
+      committed = (await this.drainGateway?.()) ?? true;
+    };
+    const drained = await within(graceMs, () => Promise.all([drain(), this.stopWorker?.()]));
     const stopped = await within(postgresGraceMs, () => this.stopPostgres?.());
-    return drained && stopped;
+    return drained && committed && stopped;
   }
 }
 
 /** Ends what is still starting once it has started; what did not start needs no end. */
-const afterStart = <T>(starting: Promise<T>, end: (started: T) => Promise<void>): Promise<void> =>
+const afterStart = <T, R>(starting: Promise<T>, end: (started: T) => Promise<R>): Promise<R | undefined> =>
   starting.then(end, () => undefined);
 
 async function within(ms: number, work: () => Promise<unknown> | undefined): Promise<boolean> {
@@ -65,7 +70,7 @@ async function run(config: Config, log: Logger, running: Running): Promise<void>
   };
   if (running.ending) return;
   const starting = startGateway({ config, databaseUrl, log, ...(config.production ? {} : { prepare }) });
-  running.drainGateway = () => afterStart(starting, (gateway) => gateway.drain());
+  running.drainGateway = async () => (await afterStart(starting, (gateway) => gateway.drain())) ?? true;
   const url = reachableUrl((await starting).url);
   if (running.ending) return;
   if (demo && config.TUTTI_DEMO_WORKER !== false) {
@@ -128,13 +133,16 @@ async function main(): Promise<void> {
 
   for (const signal of ['SIGTERM', 'SIGINT'] as const) {
     process.on(signal, () => {
-      if (running.ending) process.exit(1);
+      if (running.ending) {
+        log.warn({ signal }, 'told again to end: ends at once');
+        process.exit(1);
+      }
       running.ending = true;
       log.info({ signal }, 'draining');
       void running.close(config.TUTTI_DRAIN_TIMEOUT_MS, POSTGRES_GRACE_MS).then(
-        (inTime) => {
-          if (!inTime) log.error({}, 'not done within the grace period');
-          process.exit(inTime ? 0 : 1);
+        (clean) => {
+          if (!clean) log.error({}, 'did not end cleanly within the grace period');
+          process.exit(clean ? 0 : 1);
         },
         (error) => {
           log.error({ err: error }, 'the drain failed');

@@ -43,6 +43,7 @@ export class Exchange {
   status = 0;
   #state: State = 'open';
   #paused = false;
+  #last = false;
   #bodyDone: boolean;
   readonly #res: HttpResponse;
   readonly #headers: [string, string][] = [];
@@ -86,6 +87,11 @@ export class Exchange {
     this.#headers.push([name, value]);
   }
 
+  /** No other request shall come over this connection: the client is told to make a new one. */
+  lastOfConnection(): void {
+    this.#last = true;
+  }
+
   /** Hands over the body's chunks as copies; to be called before the handler of uWS returns. */
   onBody(listener: (chunk: Uint8Array, last: boolean) => void): void {
     this.#res.onData((chunk, last) => {
@@ -122,11 +128,12 @@ export class Exchange {
     if (this.#state !== 'open') return;
     this.status = status;
     this.resume();
+    const close = this.#last && this.#bodyDone;
     this.#res.cork(() => {
       this.#writeHead(status, headers);
-      if (status === 204 || status === 304) this.#res.endWithoutBody();
-      else if (this.head.method === 'HEAD') this.#res.endWithoutBody(Buffer.byteLength(body));
-      else this.#res.end(body);
+      if (status === 204 || status === 304) this.#res.endWithoutBody(undefined, close);
+      else if (this.head.method === 'HEAD') this.#res.endWithoutBody(Buffer.byteLength(body), close);
+      else this.#res.end(body, close);
     });
     this.#finish('done');
   }

@@ -86,6 +86,8 @@ export interface AuthPort {
 }
 
 export interface HealthPort {
+  /** The gateway is leaving service. */
+  readonly draining: boolean;
   live(): boolean;
   ready(): Promise<{ ready: boolean; reasons: string[] }>;
 }

@@ -1,4 +1,5 @@
 import { randomUUID } from 'node:crypto';
+import { pauseBeforeReturn, spread } from '../core/departure.js';
 import type { RoomKey } from '../core/keys.js';
 import type { Principal } from '../core/principal.js';
 import type { Metrics } from '../core/telemetry.js';
@@ -9,7 +10,7 @@ import { type Frame, payloadOf } from '../protocol/frames.js';
 import { toJsonText } from '../protocol/primitives.js';
 import type { Exchange } from './exchange.js';
 import type { RoomsPort } from './ports.js';
-import { EventStream, RETRY_MS, sseEvent } from './sse.js';
+import { EventStream, RETRY_MS, sseEvent, sseRetry } from './sse.js';
 import type { Standing } from './standing.js';
 
 /** How the text of an event begins; see `eventJson`. Saves parsing events that are only passed on. */
@@ -82,9 +83,9 @@ export class RoomStreams implements Outlet {
     if (exchange.finished) this.#deps.rooms.leaveAll(viewer);
   }
 
-  /** Ends every stream; its readers reconnect elsewhere. */
-  close(): void {
-    for (const viewer of this.#viewers) viewer.end();
+  /** Ends every stream, spread over at most `withinMs`; its readers reconnect elsewhere. */
+  dismiss(withinMs: number): Promise<void> {
+    return spread(this.#viewers, withinMs, (viewer) => viewer.dismiss());
   }
 }
 
@@ -149,6 +150,11 @@ class StreamViewer implements Viewer {
   end(): void {
     if (this.#stream) this.#stream.end();
     else this.#exchange.kill();
+  }
+
+  dismiss(): void {
+    this.write(sseRetry(pauseBeforeReturn()));
+    this.end();
   }
 
   /** The reader is gone: forget what stands for it. */

@@ -20,6 +20,8 @@ export interface RouterDeps {
   log: Logger;
   maxBodyBytes: number;
   allowedOrigins: readonly string[];
+  /** Whether clients should go on over other connections, which a balancer leads elsewhere. */
+  leaving(): boolean;
 }
 
 interface Entry {
@@ -65,6 +67,7 @@ export class Router {
     const exchange = new Exchange(res, readHead(req));
     const body = exchange.head.method === 'POST' ? new Body(exchange) : undefined;
     const id = requestId(exchange);
+    if (this.#deps.leaving()) exchange.lastOfConnection();
     for (const [name, value] of SECURITY_HEADERS) exchange.setHeader(name, value);
     const seen: Seen = { id, startedAt, route: 'none', principal: undefined, code: undefined };
     exchange.onFinished(() => this.#finished(exchange, seen));

@@ -1,3 +1,4 @@
+import { spread } from '../core/departure.js';
 import type { Principal } from '../core/principal.js';
 import type { Metrics } from '../core/telemetry.js';
 import type { Part } from '../protocol/parts.js';
@@ -93,8 +94,11 @@ export class RunStreams {
     stream.end();
   }
 
-  /** Ends every stream without `[DONE]`; its readers reconnect elsewhere with their Last-Event-ID. */
-  close(): void {
-    for (const stream of this.#open) stream.end();
+  /**
+   * Ends every stream without `[DONE]`, spread over at most `withinMs`; its readers reconnect elsewhere with their
+   * Last-Event-ID.
+   */
+  dismiss(withinMs: number): Promise<void> {
+    return spread(this.#open, withinMs, (stream) => stream.end());
   }
 }

@@ -74,12 +74,14 @@ export class HttpServer implements Outlet {
     this.#roomStreams.publish(room, frame, except);
   }
 
-  /** Lets waiting claims return empty and ends every stream; their readers reconnect where traffic still goes. */
-  async drain(): Promise<void> {
+  /**
+   * Lets waiting claims return empty and ends every stream, spread over at most `withinMs`; their readers reconnect where
+   * traffic still goes.
+   */
+  async dismiss({ withinMs }: { withinMs: number }): Promise<void> {
     this.#held = this.#standing.size > 0;
     this.#draining.abort();
-    this.#roomStreams.close();
-    this.#runStreams.close();
+    await Promise.all([this.#roomStreams.dismiss(withinMs), this.#runStreams.dismiss(withinMs)]);
     // Claims answer in later turns of the loop.
     await new Promise((resolve) => setImmediate(resolve));
   }
@@ -119,6 +121,7 @@ export function mountHttp(app: TemplatedApp, deps: HttpDeps): HttpServer {
     log,
     maxBodyBytes: limits.maxBodyBytes,
     allowedOrigins: deps.allowedOrigins,
+    leaving: () => deps.health.draining,
   });
   app.any('/*', (res, req) => router.handle(res, req));
   return new HttpServer(roomStreams, runStreams, standing, draining);

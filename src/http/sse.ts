@@ -85,3 +85,6 @@ export class EventStream {
 /** One event. `data` must be of one line, which JSON text is. */
 export const sseEvent = (data: string, options: { id?: string; event?: string } = {}): string =>
   `${options.id === undefined ? '' : `id: ${options.id}\n`}${options.event === undefined ? '' : `event: ${options.event}\n`}data: ${data}\n\n`;
+
+/** How long the reader is to wait before it reconnects, in ms. */
+export const sseRetry = (ms: number): string => `retry: ${ms}\n\n`;

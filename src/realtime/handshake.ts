@@ -83,7 +83,8 @@ async function admit(socket: Socket, namespace: '/' | '/worker', deps: Handshake
 
 /**
  * Middleware of a namespace: lets a socket in with its {@link Session} as `socket.data`, or refuses it with a
- * `connect_error` whose `data` is the wire error. A fault of a dependency refuses.
+ * `connect_error` whose `data` is the wire error. A fault of a dependency refuses. Who comes to a gateway that drains has
+ * its connection closed instead.
  */
 export function handshake(namespace: '/' | '/worker', deps: HandshakeDeps) {
   return (socket: Socket, next: (error?: Error) => void): void => {
@@ -101,6 +102,8 @@ export function handshake(namespace: '/' | '/worker', deps: HandshakeDeps) {
       (thrown: unknown) => {
         const refusal = asTuttiError(thrown);
         deps.metrics.add('connection_refusals', { code: refusal.code });
+        // socket.io-client comes back by itself from a lost connection, from a refusal it does not.
+        if (refusal.code === 'draining') socket.conn.close();
         if (refusal.code === 'internal') deps.log.error({ err: refusal.cause, namespace }, 'handshake failed');
         next(Object.assign(new Error(refusal.message), { data: refusal.toWire() }));
       },

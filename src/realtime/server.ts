@@ -135,7 +135,7 @@ export class SocketServer implements Outlet {
   }
 
   /**
-   * Refuses new connections, tells every session to move and closes their connections, spread over `withinMs`.
+   * Refuses new connections, tells every session to move and closes their connections, spread over at most `withinMs`.
    * Resolves when all are gone.
    */
   async dismiss({ withinMs }: { withinMs: number }): Promise<void> {

@@ -1,3 +1,4 @@
+import { pauseBeforeReturn, spread } from '../core/departure.js';
 import type { TokenBucket } from '../core/limits.js';
 import type { Principal } from '../core/principal.js';
 import type { Logger } from '../core/telemetry.js';
@@ -95,10 +96,6 @@ export interface SessionTimes {
 
 /** How often expiry is looked for, in ms: one timer for all sessions. */
 const SWEEP_MS = 1000;
-/** How often a batch of sessions is told to leave, in ms. */
-const DISMISS_EVERY_MS = 50;
-
-const wait = (ms: number) => new Promise<void>((resolve) => setTimeout(resolve, ms));
 
 /** All sessions of this gateway, of both namespaces. */
 export class Sessions {
@@ -147,24 +144,18 @@ export class Sessions {
   }
 
   /**
-   * Asks all sessions to move to another gateway, spread over `withinMs`, each with its own delay before it
+   * Asks all sessions to move to another gateway, spread over at most `withinMs`, each with its own delay before it
    * reconnects, so that the others meet no storm. Resolves once all are told and their connections closed.
    */
   async dismiss(withinMs: number): Promise<void> {
-    const leaving = [...this.#sessions];
-    const batches = Math.max(1, Math.floor(withinMs / DISMISS_EVERY_MS));
-    const perBatch = Math.ceil(leaving.length / batches);
-    for (let at = 0; at < leaving.length; at += perBatch) {
-      if (at > 0) await wait(DISMISS_EVERY_MS);
-      for (const session of leaving.slice(at, at + perBatch)) {
-        session.end({
-          code: 'draining',
-          message: 'This gateway is leaving; connect again.',
-          reconnect: true,
-          afterMs: Math.floor(Math.random() * Math.max(withinMs, 1000)),
-        });
-      }
-    }
+    await spread(this.#sessions, withinMs, (session) =>
+      session.end({
+        code: 'draining',
+        message: 'This gateway is leaving; connect again.',
+        reconnect: true,
+        afterMs: pauseBeforeReturn(),
+      }),
+    );
     await new Promise((resolve) => setImmediate(resolve));
   }
 }

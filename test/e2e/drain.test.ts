@@ -12,7 +12,9 @@ import { Reader } from './feed-reader.js';
 import { RoomStream } from './feed-stream.js';
 import { Publisher } from './log-publisher.js';
 import { expectWholeLog } from './log-table.js';
+import { scoreOf } from './run-score.js';
 import { call, sleep, startPair, Undo, userToken } from './run-stage.js';
+import { BareWorker } from './run-workers.js';
 
 const undo = new Undo();
 afterEach(() => undo.all());
@@ -73,26 +75,52 @@ test('[DRN1] SIGTERM under load: clients move, nothing acknowledged is lost, the
   expect(b.running()).toBe(true);
 });
 
-test('[OPS1] /readyz is 503 while the gateway drains, /healthz stays 200', async () => {
-  const { a } = await startPair(undo);
-  // Asked over a connection that was there before, for the port is closed at once.
-  await Promise.all(Array.from({ length: 200 }, async (_, n) => client(a, await userToken(`u${n}`))));
+test('[OPS1][DRN1] after SIGTERM /readyz is 503 for the time of the notice, and whoever still comes is served', async () => {
+  const { a } = await startPair(undo, { env: { TUTTI_DRAIN_NOTICE_MS: '1500' } });
   const { Agent, request } = await import('node:http');
   const agent = new Agent({ keepAlive: true, maxSockets: 1 });
   undo.add(agent, () => agent.destroy());
   const ask = (path: string) =>
-    new Promise<number>((resolve, reject) => {
+    new Promise<{ status: number | undefined; connection: string | undefined }>((resolve, reject) => {
       const asking = request(a.url + path, { agent }, (response) => {
-        response.resume().once('end', () => resolve(response.statusCode ?? 0));
+        const { statusCode: status, headers } = response;
+        response.resume().once('end', () => resolve({ status, connection: headers.connection }));
       });
       asking.once('error', reject).end();
     });
-  expect(await ask('/readyz')).toBe(200);
+  expect(await ask('/readyz')).toEqual({ status: 200, connection: undefined });
   const exited = a.term();
-  await eventually('not ready', async () => (await ask('/readyz')) === 503);
-  expect(await ask('/healthz')).toBe(200);
-  await expect(connect({ url: a.url, token: await userToken('late') })).rejects.toThrow();
+  await eventually('not ready', async () => (await ask('/readyz')).status === 503);
+  // The next request is to go where the balancer sends new connections.
+  expect(await ask('/healthz')).toEqual({ status: 200, connection: 'close' });
+  const late = await client(a, await userToken('late'));
+  await late.call('event.publish', { room: 'lobby', type: 'chat', data: 1 });
+  expect(late.disconnects).toEqual([]);
   expect(await exited).toBe(0);
+  expect(late.of('session.closing')).toMatchObject([{ code: 'draining', reconnect: true }]);
+  await expect(connect({ url: a.url, token: await userToken('later') })).rejects.toThrow();
+});
+
+test('[DRN1] many clients are asked to move one after another, none for more than a second, and so are streams', async () => {
+  const { a } = await startPair(undo);
+  const clients = await Promise.all(Array.from({ length: 400 }, async (_, n) => client(a, await userToken(`u${n}`))));
+  const streams: RoomStream[] = [];
+  for (let n = 0; n < 20; n += 1) {
+    const path = `/v1/rooms/r${n}/stream`;
+    streams.push(undo.add(await RoomStream.open(a.url, await userToken('sse'), path), (one) => one.close()));
+  }
+  const started = performance.now();
+  expect(await a.term()).toBe(0);
+  // 500 in a second; a lower bound, that no slow machine breaks.
+  expect(performance.now() - started).toBeGreaterThan(600);
+  const pauses = await Promise.all(clients.map(async (one) => (await one.waitFor('session.closing')).afterMs ?? -1));
+  expect(Math.min(...pauses)).toBeGreaterThanOrEqual(0);
+  expect(Math.max(...pauses)).toBeLessThan(1000);
+  // The chance of 400 random numbers to have none in some fifth is 1e-38.
+  expect(new Set(pauses.map((ms) => Math.floor(ms / 200))).size).toBe(5);
+  await eventually('streams end', () => streams.every(({ ended }) => ended));
+  const retries = streams.map(({ raw }) => Number([...raw.matchAll(/^retry: (\d+)$/gm)].at(-1)?.[1]));
+  expect(new Set(retries).size).toBeGreaterThan(10);
 });
 
 test('[DRN1] connections that neither read nor speak hold nobody up', async () => {
@@ -145,20 +173,38 @@ test('[DRN1] a gateway that restarts again and again under load loses nothing', 
   expect(reader.mids).toEqual(mids);
 });
 
-test('[DRN1] SIGTERM while Postgres is away exits inside the grace period', async () => {
+test('[DRN1] SIGTERM while Postgres is away: inside the grace period, with 0 if nothing waits for it, else with 1', async () => {
   const postgres = undo.add(await startPostgres(), (one) => one.destroy());
   const env = { DATABASE_URL: postgres.url, TUTTI_DRAIN_TIMEOUT_MS: '4000' };
-  const gateway = undo.add(await startGateway({ env }), (one) => one.stop());
-  const ann = await client(gateway, await userToken('ann'));
+  const gateways = [];
+  for (let n = 0; n < 3; n += 1) gateways.push(undo.add(await startGateway({ env }), (one) => one.stop()));
+  const [idle, publishing, running] = gateways;
+  if (!idle || !publishing || !running) throw new Error('no gateways');
+  const bystander = await client(idle, await userToken('ann'));
+  await bystander.call('room.join', { room: 'lobby' });
+  const ann = await client(publishing, await userToken('ann'));
   await ann.call('room.join', { room: 'lobby' });
+  const worker = undo.add(await BareWorker.connect(running.url), (one) => one.close());
+  await ann.call('run.create', { room: 'lobby', model: 'score', input: 1 });
+  const assignment = await worker.assignment();
   await postgres.kill9();
-  const publish = ann.ask('event.publish', { room: 'lobby', type: 'chat', data: 1 });
-  publish.catch(() => undefined);
+  ann.ask('event.publish', { room: 'lobby', type: 'chat', data: 1 }).catch(() => undefined);
+  expect(await worker.push(assignment, 0, scoreOf('w', 20))).toMatchObject({ committed: 0 });
   await sleep(300);
   const started = Date.now();
-  const code = await gateway.term();
-  expect([0, 1]).toContain(code);
+  expect(await Promise.all(gateways.map((one) => one.term()))).toEqual([0, 1, 1]);
   expect(Date.now() - started).toBeLessThan(4000 + 3000);
+  expect(publishing.logs()).toContain('Left without committing');
+});
+
+test('[DRN1] a second SIGTERM ends a gateway that still drains, at once and with 1', async () => {
+  const { a } = await startPair(undo, { env: { TUTTI_DRAIN_NOTICE_MS: '7000' } });
+  const started = Date.now();
+  const exited = a.term();
+  await eventually('it drains', () => a.logs().includes('Draining'));
+  a.signal('SIGTERM');
+  expect(await exited).toBe(1);
+  expect(Date.now() - started).toBeLessThan(6000);
 });
 
 test('[OPS1][ERR1] while Postgres is away: 503, refusals that may be retried, and all is well when it is back', async () => {

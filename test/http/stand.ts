@@ -264,6 +264,7 @@ export async function standUp(options: Partial<HttpDeps> = {}): Promise<Stand> {
     metrics,
     log,
     health: {
+      draining: false,
       live: () => true,
       ready: async () => ({ ready: health.ready, reasons: health.ready ? [] : ['Postgres does not answer'] }),
     },

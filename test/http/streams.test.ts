@@ -100,7 +100,7 @@ describe('a room over SSE', () => {
     const endingRun = await open('/v1/runs/r1/stream', {}, 'brief');
     await until(() => endingRun.ended);
     const drained = await open('/v1/rooms/lobby/stream');
-    await stand.http.drain();
+    await stand.http.dismiss({ withinMs: 0 });
     await until(() => drained.ended && stand.rooms.viewers.size === 0);
   });
 });
