@@ -7,14 +7,16 @@ import { createInterface } from 'node:readline';
  * one machine share. Nothing is written that a gateway said of itself: a gateway may be wrong.
  */
 export type Entry =
-  // Publishing. `conn` names the connection an attempt was sent on: order is promised for what shares one.
+  // Publishing. `conn` names the connection an attempt was sent on: order is promised for what shares one. A mid names
+  // one event of one publisher in the whole history; a publisher's entries, and a reader's, are in one file.
   | ['send', t: number, publisher: string, tenant: string, room: string, mid: string, conn: string]
   | ['ack', t: number, publisher: string, mid: string, epoch: string, seq: number, duplicate: boolean]
   /** Refused: this attempt was not stored. `log_unavailable` and `internal` leave that open and are `unknown`. */
   | ['nack', t: number, publisher: string, mid: string, code: string]
   | ['unknown', t: number, publisher: string, mid: string, why: string]
 
-  // Reading. A reader keeps its position over many joins; `gateway` is where it joined.
+  // Reading. A reader reads one room and keeps its position over many joins; `gateway` is where it joined. It stands at
+  // `seq` then: `seq + 1` is due next. The join is written before what was received after it.
   | [
       'join',
       t: number,
@@ -30,12 +32,13 @@ export type Entry =
   | ['resync', t: number, reader: string, reason: string, epoch: string, seq: number]
   /** Events with consecutive numbers from `seq` on, in the order they were handled. */
   | ['recv', t: number, reader: string, epoch: string, seq: number, mids: string[]]
-  /** The connection was lost or closed. */
+  /** The connection was lost or closed. `left`: by its own will, it need not catch up any more. Not written at the end. */
   | ['gone', t: number, reader: string, why: string]
   /** Bytes of `owner`, another tenant, were found in what the socket of `tenant` received. */
   | ['leak', t: number, reader: string, tenant: string, owner: string, where: string]
 
-  // Runs. Digests are of the text so far (see Digest): equal digests, equal bytes.
+  // Runs. Digests are of the text so far (see Digest): equal digests, equal bytes. `ask` is written when the run's name is
+  // known. Workers write `work` before they send it.
   | ['ask', t: number, run: string, tenant: string, room: string]
   | ['claim', t: number, worker: string, run: string, attempt: number, fence: number]
   /** A worker made parts `n … n + digests.length - 1` of an attempt; `digests[i]` is of the text up to and with part `n + i`. */
@@ -48,7 +51,8 @@ export type Entry =
   /** A write of a worker under an older fence than the newest was accepted, as the worker saw it. */
   | ['zombie', t: number, worker: string, run: string, fence: number]
 
-  // Faults. `heal` is when the injector had put everything back.
+  // Faults. `heal` is when the injector had put everything back. The target of `gateway-…` is a gateway as in `join`, of
+  // `worker-…` a worker as in `claim`.
   | ['fault', t: number, id: number, kind: string, target: string]
   | ['heal', t: number, id: number]
 

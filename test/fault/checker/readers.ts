@@ -1,0 +1,291 @@
+import type { EntryOf } from './entries.js';
+import type { Faults } from './faults.js';
+import type { MayMove } from './log-rules.js';
+import { isServerMid, type Log, type Published, type Room, roomText } from './published.js';
+import type { Recoveries } from './recoveries.js';
+import type { Findings } from './verdict.js';
+
+interface Reader {
+  readonly name: string;
+  readonly room: Room;
+  log: Log;
+  /** Where it stands: it was given this, or put here. */
+  seq: number;
+  gateway: string;
+  /** It left by its own will. */
+  left: boolean;
+  /** Numbers that were passed over, until they come after all. */
+  missing: Set<number>;
+  /** Of the marks: the next one in time, and those whose events it lacks, with the gateway it was on then. */
+  nextMark: number;
+  pending: { mark: number; gateway: string }[];
+}
+
+interface ReaderOptions {
+  caughtUpUs: number;
+  mayMove: MayMove;
+}
+
+/** So many missing numbers of one reader are told apart; past this a late one counts as a repeat. */
+const MISSING_MAX = 10_000;
+
+/** Holds what each reader was given against the final tables. A reader's entries are in one file, in their order. */
+export class Readers {
+  delivered = 0;
+  joins = 0;
+  resumes = 0;
+  resyncs = 0;
+  missed = 0;
+  readonly #published: Published;
+  readonly #faults: Faults;
+  readonly #recoveries: Recoveries;
+  readonly #findings: Findings;
+  readonly #options: ReaderOptions;
+  readonly #readers = new Map<string, Reader>();
+
+  constructor(
+    published: Published,
+    faults: Faults,
+    recoveries: Recoveries,
+    findings: Findings,
+    options: ReaderOptions,
+  ) {
+    this.#published = published;
+    this.#faults = faults;
+    this.#recoveries = recoveries;
+    this.#findings = findings;
+    this.#options = options;
+  }
+
+  get count(): number {
+    return this.#readers.size;
+  }
+
+  /** The tenant a reader reads for; undefined before its first join. */
+  tenantOf(reader: string): string | undefined {
+    return this.#readers.get(reader)?.room.tenant;
+  }
+
+  hasLeft(reader: string): boolean {
+    return this.#readers.get(reader)?.left ?? false;
+  }
+
+  join([, t, name, tenant, roomName, gateway, asked, epoch, seq]: EntryOf<'join'>): void {
+    this.joins += 1;
+    const room = this.#published.room(tenant, roomName);
+    const log = this.#published.log(room, epoch);
+    const reader = this.#readers.get(name);
+    if (!reader) {
+      this.#put(name, room, log, seq, gateway, t);
+    } else {
+      if (reader.room !== room)
+        throw new Error(`A reader of a history reads one room; ${name} joined ${roomText(room)}, too`);
+      this.#pass(reader, t);
+      reader.gateway = gateway;
+      reader.left = false;
+      if (asked === 'resumed') this.#resumed(reader, log, seq, t);
+      else this.#restart(reader, log, seq);
+      this.#settle(reader, t);
+    }
+    if (asked === 'start' && seq !== log.floor && log.stored) {
+      this.#findings.add('resume', `${name} asked for the start and was put at ${seq}`, t);
+    }
+  }
+
+  resync([, t, name, reason, epoch, seq]: EntryOf<'resync'>): void {
+    this.resyncs += 1;
+    const reader = this.#reader(name);
+    this.#pass(reader, t);
+    if (!this.#options.mayMove(reader.room.tenant, reader.room.name)) {
+      this.#findings.add(
+        'resync',
+        `${name} at ${reader.log.epoch}:${reader.seq} was sent to ${epoch}:${seq}: ${reason}`,
+        t,
+      );
+    }
+    this.#restart(reader, this.#published.log(reader.room, epoch), seq);
+    this.#settle(reader, t);
+  }
+
+  gone([, t, name, why]: EntryOf<'gone'>): void {
+    const reader = this.#readers.get(name);
+    if (!reader || why !== 'left') return;
+    this.#pass(reader, t);
+    reader.left = true;
+    reader.pending = [];
+  }
+
+  received([, t, name, epoch, seq, mids]: EntryOf<'recv'>): void {
+    const reader = this.#reader(name);
+    this.#pass(reader, t);
+    if (reader.nextMark > 0) this.#recoveries.delivered(reader.nextMark - 1, t);
+    const log = epoch === reader.log.epoch ? reader.log : this.#published.log(reader.room, epoch);
+    this.delivered += mids.length;
+    let at = seq;
+    for (const mid of mids) this.#event(reader, log, at++, mid, t);
+    if (reader.pending.length > 0) this.#settle(reader, t);
+  }
+
+  /** Everything was read; `end` is the last time in the history. */
+  finish(end: number): void {
+    for (const reader of this.#readers.values()) {
+      this.#flush(reader);
+      if (reader.left) continue;
+      this.#pass(reader, end);
+      for (const { mark } of reader.pending) this.#tooLate(reader, mark, end, 'never');
+      const current = [...reader.room.logs.values()].find(({ stored }) => stored);
+      if (current && (current !== reader.log || reader.seq < current.head)) {
+        const where = `${reader.log.epoch}:${reader.seq}`;
+        this.#findings.add(
+          'behind',
+          `${reader.name} ended at ${where}, ${roomText(reader.room)} at ${current.epoch}:${current.head}`,
+          end,
+        );
+      }
+    }
+  }
+
+  #reader(name: string): Reader {
+    const reader = this.#readers.get(name);
+    if (!reader) throw new Error(`A history has a join before anything else of a reader: ${name}`);
+    return reader;
+  }
+
+  #put(name: string, room: Room, log: Log, seq: number, gateway: string, t: number): void {
+    const { times } = this.#recoveries;
+    let nextMark = 0;
+    while (nextMark < times.length && (times[nextMark] ?? 0) <= t) nextMark += 1;
+    const fresh = { left: false, missing: new Set<number>(), nextMark, pending: [] };
+    this.#readers.set(name, { name, room, log, seq, gateway, ...fresh });
+  }
+
+  #resumed(reader: Reader, log: Log, seq: number, t: number): void {
+    this.resumes += 1;
+    if (log !== reader.log || seq !== reader.seq) {
+      const from = `${reader.log.epoch}:${reader.seq}`;
+      this.#findings.add('resume', `${reader.name} resumed from ${from} and was put at ${log.epoch}:${seq}`, t);
+      this.#restart(reader, log, seq);
+    }
+  }
+
+  #restart(reader: Reader, log: Log, seq: number): void {
+    this.#flush(reader);
+    if (reader.log !== log) reader.pending = [];
+    reader.log = log;
+    reader.seq = seq;
+  }
+
+  #event(reader: Reader, log: Log, seq: number, mid: string, t: number): void {
+    if (!this.#identify(reader, log, seq, mid, t)) return;
+    if (log !== reader.log) {
+      this.#findings.add('gap', `${reader.name} at ${reader.log.epoch}:${reader.seq} was given ${log.epoch}:${seq}`, t);
+      this.#restart(reader, log, seq);
+    } else if (seq === reader.seq + 1) {
+      reader.seq = seq;
+    } else if (seq > reader.seq) {
+      for (let missing = reader.seq + 1; missing < seq && reader.missing.size < MISSING_MAX; missing++) {
+        reader.missing.add(missing);
+      }
+      reader.seq = seq;
+    } else if (reader.missing.delete(seq)) {
+      this.#findings.add('reorder', `${reader.name} was given ${seq} after ${reader.seq}`, t);
+    } else {
+      this.#findings.add('repeat', `${reader.name} was given ${seq} again at ${reader.seq}`, t);
+    }
+  }
+
+  /** Whether the event is one of the reader's own room. */
+  #identify(reader: Reader, log: Log, seq: number, mid: string, t: number): boolean {
+    const published = this.#published;
+    const there = log.events[seq] ?? -1;
+    if (there >= 0 && published.mids[there] === mid) return true;
+    const event = published.intern(mid);
+    const sentTo = published.rooms[event];
+    if (sentTo && sentTo.tenant !== reader.room.tenant) {
+      this.#findings.add(
+        'isolation',
+        `${reader.name} of ${reader.room.tenant} was given ${mid} of ${roomText(sentTo)}`,
+        t,
+      );
+      return false;
+    }
+    const where = `${roomText(log.room)} ${log.epoch}:${seq}`;
+    if (!sentTo && !isServerMid(mid)) {
+      this.#findings.add('ghost', `${reader.name} was given ${mid} at ${where}, which nobody sent`, t);
+    } else if (!log.stored) {
+      published.claim(log, seq, event, reader.name, t);
+    } else if (seq > log.floor && published.logs[event] !== log) {
+      this.#findings.add('vanished', `${reader.name} was given ${mid} at ${where}, which is not in the final table`, t);
+    } else if (seq > log.floor) {
+      const place = published.seqs[event];
+      this.#findings.add('place', `${reader.name} was given ${mid} at ${where}, which is stored at ${place}`, t);
+    }
+    return true;
+  }
+
+  /** Numbers that never came. */
+  #flush(reader: Reader): void {
+    if (reader.missing.size === 0) return;
+    const [first] = reader.missing;
+    const { size } = reader.missing;
+    this.missed += size;
+    this.#findings.add(
+      'gap',
+      `${reader.name} in ${roomText(reader.room)} was never given ${size} events, the first ${first}`,
+    );
+    reader.missing = new Set();
+  }
+
+  /** Time goes on to `t` with the reader where it is. */
+  #pass(reader: Reader, t: number): void {
+    const { times } = this.#recoveries;
+    while (reader.nextMark < times.length && (times[reader.nextMark] ?? 0) <= t) {
+      if (!reader.left) {
+        const pending = { mark: reader.nextMark, gateway: reader.gateway };
+        if (reader.seq >= this.#target(reader, reader.nextMark)) this.#caughtUp(reader, pending, 0);
+        else reader.pending.push(pending);
+      }
+      reader.nextMark += 1;
+    }
+  }
+
+  /** The reader moved at `t`. */
+  #settle(reader: Reader, t: number): void {
+    let done = 0;
+    for (const pending of reader.pending) {
+      if (reader.seq < this.#target(reader, pending.mark)) break; // targets ascend
+      this.#caughtUp(reader, pending, t - (this.#recoveries.times[pending.mark] ?? t));
+      done += 1;
+    }
+    if (done > 0) reader.pending.splice(0, done);
+  }
+
+  #target(reader: Reader, mark: number): number {
+    return reader.log.targets?.[mark] ?? 0;
+  }
+
+  #caughtUp(reader: Reader, { mark, gateway }: { mark: number; gateway: string }, us: number): void {
+    const fault = this.#recoveries.marks[mark]?.fault;
+    if (!fault) {
+      if (us > this.#options.caughtUpUs) this.#tooLate(reader, mark, (this.#recoveries.times[mark] ?? 0) + us, 'only');
+    } else if (gateway === fault.target || !fault.kind.startsWith('gateway')) {
+      this.#recoveries.caughtUp(fault, us);
+    }
+  }
+
+  #tooLate(reader: Reader, mark: number, t: number, when: 'never' | 'only'): void {
+    const healed = this.#recoveries.times[mark] ?? t;
+    const fault = this.#recoveries.marks[mark]?.fault;
+    if (fault) {
+      this.#recoveries.neverCaughtUp(fault);
+      return;
+    }
+    // While other faults are active nothing is promised; only the quiet time since counts.
+    if (this.#faults.quiet(healed, t) <= this.#options.caughtUpUs) return;
+    const target = this.#target(reader, mark);
+    const seconds = ((t - healed) / 1e6).toFixed(1);
+    const text =
+      when === 'never' ? `did not have ${target} at the end, ${seconds} s` : `had ${target} only ${seconds} s`;
+    this.#findings.add('caught-up', `${reader.name} in ${roomText(reader.room)} ${text} after a heal`, t);
+  }
+}

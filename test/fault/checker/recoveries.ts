@@ -1,0 +1,105 @@
+import type { Fault, Faults, Mark } from './faults.js';
+import { firstAtLeast, type Published } from './published.js';
+import { type FaultRecovery, type KindRecovery, quantiles } from './verdict.js';
+
+interface Samples {
+  caughtUp: number[];
+  runs: number[];
+  /** A reader concerned never caught up. */
+  never: boolean;
+}
+
+/** Measures how long it took from each fault until things went on. */
+export class Recoveries {
+  /** Ascending. */
+  readonly marks: readonly Mark[];
+  readonly times: readonly number[];
+  readonly #faults: Faults;
+  readonly #samples = new Map<Fault, Samples>();
+  /** First ack and first delivery at or after each mark and before the next. */
+  readonly #firstAck: Float64Array;
+  readonly #firstDelivery: Float64Array;
+
+  constructor(faults: Faults, recoversFrom: (kind: string) => 'fault' | 'heal') {
+    this.#faults = faults;
+    const marks: Mark[] = faults.ends.map((t) => ({ t, fault: undefined }));
+    for (const fault of faults.all) {
+      marks.push({ t: recoversFrom(fault.kind) === 'fault' ? fault.at : fault.healed, fault });
+      this.#samples.set(fault, { caughtUp: [], runs: [], never: false });
+    }
+    this.marks = marks.sort((a, b) => a.t - b.t);
+    this.times = this.marks.map(({ t }) => t);
+    this.#firstAck = new Float64Array(marks.length).fill(Number.POSITIVE_INFINITY);
+    this.#firstDelivery = new Float64Array(marks.length).fill(Number.POSITIVE_INFINITY);
+  }
+
+  /** An event was delivered at `t`; `mark` is the last one at or before. */
+  delivered(mark: number, t: number): void {
+    if (t < (this.#firstDelivery[mark] ?? 0)) this.#firstDelivery[mark] = t;
+  }
+
+  /** A reader had everything `us` after the fault's mark. */
+  caughtUp(fault: Fault, us: number): void {
+    this.#samples.get(fault)?.caughtUp.push(us);
+  }
+
+  neverCaughtUp(fault: Fault): void {
+    const samples = this.#samples.get(fault);
+    if (samples) samples.never = true;
+  }
+
+  /** A run of the killed worker went on or ended `us` after the fault. */
+  runWentOn(fault: Fault, us: number): void {
+    this.#samples.get(fault)?.runs.push(us);
+  }
+
+  /** Ask once, when every reader was looked at. */
+  report(published: Published): { faults: FaultRecovery[]; kinds: KindRecovery[] } {
+    for (const t of published.ackedAt) {
+      if (t === Number.POSITIVE_INFINITY) continue;
+      const mark = firstAtLeast(this.times, t + 1) - 1;
+      if (t < (this.#firstAck[mark] ?? 0)) this.#firstAck[mark] = t;
+    }
+    for (let mark = this.marks.length - 2; mark >= 0; mark--) {
+      this.#firstAck[mark] = Math.min(this.#firstAck[mark] ?? 0, this.#firstAck[mark + 1] ?? 0);
+      this.#firstDelivery[mark] = Math.min(this.#firstDelivery[mark] ?? 0, this.#firstDelivery[mark + 1] ?? 0);
+    }
+    const faults = this.marks.flatMap((mark, at) => (mark.fault ? [this.#recovery(mark.fault, mark.t, at)] : []));
+    const kinds = [...new Set(faults.map(({ kind }) => kind))].sort();
+    return { faults, kinds: kinds.map((kind) => this.#kind(kind, faults)) };
+  }
+
+  #recovery(fault: Fault, from: number, mark: number): FaultRecovery {
+    const { caughtUp, never } = this.#samples.get(fault) ?? { caughtUp: [], never: true };
+    const slowest = caughtUp.reduce((most, us) => Math.max(most, us), 0);
+    const ms = (t: number | undefined) =>
+      t === undefined || t === Number.POSITIVE_INFINITY ? undefined : (t - from) / 1000;
+    return {
+      id: fault.id,
+      kind: fault.kind,
+      target: fault.target,
+      from,
+      overlapped: this.#faults.disturbed(fault, fault.at, Math.max(from + slowest, fault.healed)),
+      firstAckMs: ms(this.#firstAck[mark]),
+      firstDeliveryMs: ms(this.#firstDelivery[mark]),
+      caughtUpMs: never || caughtUp.length === 0 ? undefined : slowest / 1000,
+    };
+  }
+
+  #kind(kind: string, all: readonly FaultRecovery[]): KindRecovery {
+    const faults = all.filter((fault) => fault.kind === kind);
+    const clean = faults.filter(({ overlapped }) => !overlapped);
+    const ids = new Set(clean.map(({ id }) => id));
+    const samples = [...this.#samples].filter(([{ id }]) => ids.has(id)).map(([, of]) => of);
+    const us = (values: (number | undefined)[]) => values.flatMap((ms) => (ms === undefined ? [] : [ms * 1000]));
+    return {
+      kind,
+      faults: faults.length,
+      overlapped: faults.length - clean.length,
+      firstAck: quantiles(us(clean.map(({ firstAckMs }) => firstAckMs))),
+      firstDelivery: quantiles(us(clean.map(({ firstDeliveryMs }) => firstDeliveryMs))),
+      caughtUp: quantiles(samples.flatMap(({ caughtUp }) => caughtUp)),
+      runs: quantiles(samples.flatMap(({ runs }) => runs)),
+    };
+  }
+}
