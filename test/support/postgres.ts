@@ -38,6 +38,8 @@ export interface PostgresServer {
 export interface PostgresOptions {
   /** Settings given as `-c name=value`. */
   settings?: Record<string, string>;
+  /** Where its data goes, for a disk of its own. Default: the temporary directory. */
+  directory?: string;
 }
 
 /** A new database of the server shared by the run. Drop it in `afterAll`. */
@@ -66,7 +68,7 @@ async function administer(url: string, action: (sql: postgres.Sql) => PromiseLik
 
 /** A Postgres of its own, with real fsync, for tests that kill it. Takes about 1.5 s. */
 export async function startPostgres(options: PostgresOptions = {}): Promise<PostgresServer> {
-  const scratch = mkdtempSync(join(tmpdir(), 'tutti-postgres-'));
+  const scratch = mkdtempSync(join(options.directory ?? tmpdir(), 'tutti-postgres-'));
   chmodSync(scratch, 0o755);
   const user = process.getuid?.() === 0 ? unprivileged() : undefined;
   if (user) chownSync(scratch, user.uid, user.gid);

@@ -1,0 +1,94 @@
+import { type ChildProcess, spawn } from 'node:child_process';
+import { resolve } from 'node:path';
+import { createInterface } from 'node:readline';
+import { z } from 'zod';
+
+/** What a load process says of itself each second. */
+const statusLine = z.object({
+  sent: z.number(),
+  acked: z.number(),
+  nacked: z.number(),
+  unknown: z.number(),
+  received: z.number(),
+  /** Most events a reader lacks of what was acknowledged. */
+  behind: z.number(),
+  runsEnded: z.number(),
+});
+export type LoadStatus = z.infer<typeof statusLine>;
+
+/** A process full of recording clients. */
+export interface Load {
+  readonly name: string;
+  /** Its newest line. */
+  readonly status: LoadStatus;
+  /** Whether it ended without having been told to. */
+  readonly died: string | undefined;
+  /** One command on its standard input. */
+  say(line: string): void;
+  /** Tells it to end and waits; it is killed where it does not. */
+  end(): Promise<void>;
+}
+
+const root = resolve(import.meta.dirname, '../..');
+const program = resolve(import.meta.dirname, 'load/process.ts');
+const NONE: LoadStatus = { sent: 0, acked: 0, nacked: 0, unknown: 0, received: 0, behind: 0, runsEnded: 0 };
+const END_MS = 20_000;
+
+/** Starts one; resolves with its first status line. It ends with this process: its standard input ends then. */
+export function startLoad(name: string, config: object): Promise<Load> {
+  const child: ChildProcess = spawn(process.execPath, ['--import', 'tsx', program], {
+    cwd: root,
+    env: { ...process.env, LOAD_CONFIG: JSON.stringify(config) },
+    detached: true,
+    stdio: ['pipe', 'pipe', 'pipe'],
+  });
+  let status = NONE;
+  let told = false;
+  let died: string | undefined;
+  let errors = '';
+  child.stderr?.on('data', (chunk: Buffer) => {
+    errors = (errors + chunk.toString()).slice(-16_384);
+  });
+  child.stdin?.on('error', () => undefined);
+  const exited = new Promise<void>((done) => {
+    child.once('exit', (code, signal) => {
+      if (!told) died = `load ${name} ended with ${code ?? signal}: ${errors}`;
+      done();
+    });
+  });
+  const load: Load = {
+    name,
+    get status() {
+      return status;
+    },
+    get died() {
+      return died;
+    },
+    say: (line) => void child.stdin?.write(`${line}\n`),
+    async end() {
+      told = true;
+      load.say('stop');
+      const timer = setTimeout(() => child.kill('SIGKILL'), END_MS);
+      await exited;
+      clearTimeout(timer);
+    },
+  };
+  return new Promise((ready, reject) => {
+    void exited.then(() => reject(new Error(died)));
+    if (!child.stdout) return;
+    createInterface({ input: child.stdout }).on('line', (line) => {
+      const parsed = statusLine.safeParse(parse(line));
+      if (!parsed.success) return;
+      status = parsed.data;
+      ready(load);
+    });
+  });
+}
+
+function parse(line: string): unknown {
+  try {
+    return JSON.parse(line);
+  } catch {
+    return undefined; // not a status
+  }
+}

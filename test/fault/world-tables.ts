@@ -1,0 +1,67 @@
+import type postgres from 'postgres';
+import { Digest, type Entry } from './history.js';
+
+/** Events of one entry. */
+const PAGE = 2000;
+
+interface RoomRow {
+  id: string;
+  tenant: string;
+  room: string;
+  epoch: string;
+  floor: string;
+  head: string;
+}
+
+interface RunRow {
+  id: string;
+  tenant: string;
+  state: string;
+  attempt: number;
+  output: { type: string; delta?: string }[] | null;
+}
+
+/** Writes what the tables hold into a history: every room's events in their order, and every run. */
+export async function writeTables(sql: postgres.Sql, write: (entry: Entry) => void): Promise<void> {
+  const rooms = await sql<RoomRow[]>`
+    select id, tenant_id as tenant, name as room, epoch, floor, head from tutti.rooms order by id`;
+  for (const room of rooms) await writeRoom(sql, room, write);
+  const runs = sql<RunRow[]>`
+    select id, tenant_id as tenant, state, attempt, output::jsonb as output from tutti.runs order by id`.cursor(500);
+  for await (const rows of runs) {
+    for (const { id, tenant, state, attempt, output } of rows) {
+      write(['ran', id, tenant, state, attempt, digestOf(output ?? [])]);
+    }
+  }
+}
+
+async function writeRoom(sql: postgres.Sql, row: RoomRow, write: (entry: Entry) => void): Promise<void> {
+  const { id, tenant, room, epoch } = row;
+  const page = (seq: number, mids: string[]) =>
+    write(['stored', tenant, room, epoch, Number(row.floor), Number(row.head), seq, mids]);
+  // A page holds consecutive numbers: a hole in the table begins a new one.
+  let first = Number(row.floor) + 1;
+  let mids: string[] = [];
+  const rows = sql<{ seq: string; mid: string }[]>`
+    select seq, mid from tutti.events where room_id = ${id} order by seq`.cursor(PAGE);
+  for await (const events of rows) {
+    for (const { seq, mid } of events) {
+      if (mids.length === PAGE || Number(seq) !== first + mids.length) {
+        if (mids.length > 0) page(first, mids);
+        first = Number(seq);
+        mids = [];
+      }
+      mids.push(mid);
+    }
+  }
+  page(first, mids);
+}
+
+/** Of the text that the folded parts of a run say. */
+function digestOf(parts: { type: string; delta?: string }[]): string {
+  const digest = new Digest();
+  for (const { type, delta } of parts) {
+    if (type === 'text-delta' || type === 'reasoning-delta') digest.add(delta ?? '');
+  }
+  return digest.toString();
+}
