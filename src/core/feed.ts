@@ -88,6 +88,15 @@ export class Feed {
     return this.#head;
   }
 
+  get position(): Position {
+    return { epoch: this.#epoch, seq: this.#head };
+  }
+
+  /** Whether the log is known to hold what has not arrived here. */
+  get behind(): boolean {
+    return this.#head < this.#known;
+  }
+
   get ringBytes(): number {
     return this.#ring.bytes;
   }
@@ -160,12 +169,13 @@ export class Feed {
   }
 
   /**
-   * Compares with the room's head as the log had it. `seenHead` is this feed's head before the log was asked: a
-   * log that is behind it has lost events that readers have.
+   * Compares with the room's head as the log had it. `seen` is where this feed stood before the log was asked: a
+   * log that is behind it has lost events that readers have. An answer that the feed has outlived says nothing.
    */
-  compare(log: RoomHead, seenHead: number): void {
+  compare(log: RoomHead, seen: Position): void {
+    if (seen.epoch !== this.#epoch) return;
     if (log.epoch !== this.#epoch) this.#rebase(log, 'epoch_changed');
-    else if (log.head < seenHead) this.#rebase(log, 'position_ahead');
+    else if (log.head < seen.seq) this.#rebase(log, 'position_ahead');
     else {
       this.#floor = Math.max(this.#floor, log.floor);
       if (this.#head < this.#floor) this.#rebase(log, 'position_too_old');
@@ -202,7 +212,7 @@ export class Feed {
   }
 
   #startOf(from: JoinFrom): Attached {
-    const latest: Position = { epoch: this.#epoch, seq: this.#head };
+    const latest = this.position;
     if (from === 'latest') return { position: latest, resumed: false, head: this.#head };
     const oldest: Position = { epoch: this.#epoch, seq: this.#floor };
     if (from === 'start') return { position: oldest, resumed: false, head: this.#head };
@@ -327,7 +337,7 @@ export class Feed {
   }
 
   #startRepair(cause: 'gap' | 'head_check'): void {
-    if (this.#repairing || this.#head >= this.#known || this.#closed) return;
+    if (this.#repairing || !this.behind || this.#closed) return;
     this.#repairing = this.#repair(cause);
   }
 
@@ -335,19 +345,20 @@ export class Feed {
     this.#deps.metrics.add('repairs', { cause });
     let failed = false;
     try {
-      while (this.#head < this.#known && !this.#closed) {
-        const before = this.#head;
+      while (this.behind && !this.#closed) {
+        const seen = this.position;
         const page = await this.#deps.log.read(tenantOf(this.key), roomOf(this.key), {
-          after: before,
+          after: seen.seq,
           limit: MAX_HISTORY_LIMIT,
           order: 'asc',
         });
         if (this.#closed) return;
         if (!page || page.epoch !== this.#epoch || page.floor > this.#head) {
-          if (page) this.compare(page, before);
+          if (page) this.compare(page, seen);
           else this.#known = this.#head;
           break;
         }
+        const before = this.#head;
         for (const event of page.events) this.receive(event.epoch, event.seq, eventFrame(event));
         this.#deps.metrics.add('repaired_events', {}, this.#head - before);
         if (page.head <= this.#head) this.#known = Math.min(this.#known, this.#head);
@@ -358,8 +369,8 @@ export class Feed {
       this.#deps.logger.warn({ room: this.key, err }, 'A repair could not read the log; it is tried again');
     } finally {
       this.#repairing = undefined;
-      const behind = this.#head < this.#known && !this.#closed;
-      if (behind) this.#scheduleRepair(failed ? REPAIR_RETRY_MS : this.#deps.limits.gapRepairMs, cause);
+      if (this.behind && !this.#closed)
+        this.#scheduleRepair(failed ? REPAIR_RETRY_MS : this.#deps.limits.gapRepairMs, cause);
     }
   }
 
@@ -376,14 +387,18 @@ export class Feed {
     this.#ringFilled = false;
     this.#deps.metrics.add('resyncs', { reason }, this.viewers);
     this.#deps.logger.warn({ room: this.key, reason }, 'The log changed under its readers; all of them resync');
-    for (const replay of this.#replays.values()) {
+    const frame = this.#resyncFrame(reason);
+    this.#deps.outlet.publish(this.key, frame);
+    for (const [viewer, replay] of this.#replays) {
+      // At once and not after the replay, which goes on in the new log.
+      viewer.send([...replay.held, frame]);
+      replay.held = [];
+      replay.heldBytes = 0;
       replay.cursor = log.head;
     }
-    this.push(this.#resyncFrame(reason));
   }
 
   #resyncFrame(reason: ResyncReason): Frame {
-    const position: Position = { epoch: this.#epoch, seq: this.#head };
-    return encodePush('room.resync', { room: roomOf(this.key), reason, position });
+    return encodePush('room.resync', { room: roomOf(this.key), reason, position: this.position });
   }
 }

@@ -119,6 +119,8 @@ export class Feeds implements RoomOutput {
       const ahead = () => typeof from === 'object' && from.epoch === feed.epoch && from.seq > feed.head;
       if (ahead()) await this.#refresh(key, feed);
       if (ahead()) await this.#refresh(key, feed);
+      // What the reader has may well be in the log; it must not start over because we could not look.
+      if (ahead() && feed.behind) throw new TuttiError('log_unavailable', 'The log cannot be read at the moment.');
       if (this.#closed) throw new TuttiError('draining', 'This gateway is leaving.');
       if (!this.#joined.get(viewer)?.has(key)) throw new TuttiError('not_joined', 'You left while you were joining.');
       feed.attach(viewer, from, attached);
@@ -234,7 +236,7 @@ export class Feeds implements RoomOutput {
     for (const [key, room] of this.#rooms) if (room.feed) seen.set(key, room.feed);
     if (seen.size === 0) return;
     const keys = [...seen.keys()];
-    const heads = new Map([...seen].map(([key, feed]) => [key, feed.head]));
+    const stood = new Map([...seen].map(([key, feed]) => [key, feed.position]));
     try {
       const found = await this.#deps.log.heads(keys);
       // Runs first: readers that are told to start over must not be given runs that went with the room.
@@ -242,7 +244,8 @@ export class Feeds implements RoomOutput {
       for (const [key, feed] of seen) {
         if (this.#rooms.get(key)?.feed !== feed) continue;
         const head = found.get(key) ?? (await this.#reopen(key));
-        if (head) feed.compare(head, heads.get(key) ?? 0);
+        const before = stood.get(key);
+        if (head && before) feed.compare(head, before);
       }
       if (checked.status === 'rejected') throw checked.reason;
     } catch (err) {
@@ -269,7 +272,7 @@ export class Feeds implements RoomOutput {
   }
 
   async #readHead(key: RoomKey, feed: Feed): Promise<void> {
-    const seen = feed.head;
+    const seen = feed.position;
     this.#deps.metrics.add('log_queries', { purpose: 'head' });
     const head = (await this.#deps.log.heads([key])).get(key);
     if (!head) return;

@@ -1,170 +1,37 @@
 import { describe, expect, test } from 'vitest';
-import { Feeds, type FeedsLimits } from '../../src/core/feeds.js';
-import { roomKey } from '../../src/core/keys.js';
-import { type EventRecord, encodePush, eventFrame, type Frame, payloadOf } from '../../src/protocol/frames.js';
+import { type EventRecord, encodePush, eventFrame, payloadOf } from '../../src/protocol/frames.js';
 import type { Position } from '../../src/protocol/primitives.js';
 import { toJsonText } from '../../src/protocol/primitives.js';
-import { noMetrics, SimBus, SimLog, SimOutlet, SimViewer, silent } from './simulation.js';
-import { random, VirtualClock } from './virtual-clock.js';
+import { feedWorld, key, limits, Reader, simulateFeeds } from './feed-simulation.js';
+import { SimViewer } from './simulation.js';
 
-const limits: FeedsLimits = {
-  ringBytes: 4096,
-  gapRepairMs: 50,
-  replayBufferBytes: 1024 * 1024,
-  ringBytesTotal: 64 * 1024,
-  headCheckMs: 1000,
-  lingerMs: 500,
-};
-const key = roomKey('t', 'r');
+const from = Number(process.env.SIM_SEED ?? 1);
+const seeds = Number(process.env.SIM_SEEDS ?? 1000);
 
-function world(seed: number, chances = { drop: 0.1, repeat: 0.1, maxDelayMs: 80 }, gateways = 2, own = limits) {
-  const next = random(seed);
-  const clock = new VirtualClock();
-  const log = new SimLog(clock, () => next() * 20);
-  const buses: SimBus[] = [];
-  const nodes = Array.from({ length: gateways }, () => {
-    const bus = new SimBus(buses, clock, { random: next, ...chances });
-    const outlet = new SimOutlet();
-    const feeds = new Feeds({ log, bus, outlet, clock, metrics: noMetrics, logger: silent, limits: own });
-    bus.onMessage((room, message) => feeds.announced(room, message));
-    feeds.start({ openRoom: async () => {}, closeRoom: () => {}, check: async () => {} });
-    return { bus, outlet, feeds };
-  });
-  const node = (i: number) => {
-    const found = nodes[i];
-    if (!found) throw new Error(`no gateway ${i}`);
-    return found;
-  };
-  const publish = async (gateway: number, text: string) => {
-    const event = { tenant: 't', room: 'r', mid: text, type: 'x', data: toJsonText(text), by: toJsonText({ id: 'a' }) };
-    const { epoch, seq, at } = await log.append(event);
-    const record: EventRecord = { room: 'r', epoch, seq, mid: text, type: 'x', data: event.data, by: event.by, at };
-    node(gateway).feeds.committed(key, record);
-  };
-  return { next, clock, log, node, publish };
-}
-
-/** A reader that joins, leaves and comes back somewhere with its position, and checks what it gets. */
-class Reader {
-  position: Position | undefined;
-  viewer: SimViewer;
-  read = 0;
-  readonly texts: string[] = [];
-  resyncs = 0;
-  attached = false;
-
-  constructor(viewer: SimViewer) {
-    this.viewer = viewer;
-  }
-
-  /** Takes what came; throws at the first gap, repeat or reorder. */
-  take(): void {
-    for (; this.read < this.viewer.frames.length; this.read += 1) {
-      const frame = this.viewer.frames[this.read] as Frame;
-      if (frame.startsWith('42["room.resync"')) {
-        this.position = JSON.parse(payloadOf(frame, 'room.resync')).position as Position;
-        this.resyncs += 1;
-        continue;
-      }
-      if (!frame.startsWith('42["event"')) continue;
-      const event = JSON.parse(payloadOf(frame, 'event')) as EventRecord;
-      if (!this.position) throw new Error('an event came before the reply');
-      if (event.epoch !== this.position.epoch) throw new Error(`epoch ${event.epoch} after ${this.position.epoch}`);
-      if (event.seq !== this.position.seq + 1) throw new Error(`seq ${event.seq} after ${this.position.seq}`);
-      this.position = { epoch: event.epoch, seq: event.seq };
-      this.texts.push(event.mid);
-    }
-  }
-
-  async join(feeds: Feeds): Promise<void> {
-    const { viewer } = this;
-    await feeds.join(key, viewer, this.position ?? 'start', ({ position, resync }) => {
-      if (viewer !== this.viewer) return;
-      if (resync) this.resyncs += 1;
-      this.position = position;
-      this.attached = true;
+async function each(from: number, count: number, simulate: (seed: number) => Promise<unknown>): Promise<void> {
+  for (let seed = from; seed < from + count; seed += 1) {
+    await simulate(seed).catch((cause) => {
+      throw new Error(`seed ${seed}: ${(cause as Error).message}`, { cause });
     });
-  }
-}
-
-async function simulate(seed: number): Promise<void> {
-  const { next, clock, log, node, publish } = world(seed);
-  const readers: Reader[] = [];
-  const gatewayOf = new Map<Reader, number>();
-  const reseat = (reader: Reader | undefined, gateway: number) => {
-    const slow = next() < 0.3;
-    const viewer = new SimViewer(`v${next()}`, node(gateway).outlet, () =>
-      slow ? clock.sleep(next() * 100).then(() => true) : Promise.resolve(true),
-    );
-    if (!reader) {
-      const made = new Reader(viewer);
-      readers.push(made);
-      gatewayOf.set(made, gateway);
-      return made;
-    }
-    reader.take();
-    node(gatewayOf.get(reader) ?? 0).feeds.leaveAll(reader.viewer);
-    reader.viewer.closed = 'gone';
-    reader.viewer = viewer;
-    reader.read = 0;
-    reader.attached = false;
-    gatewayOf.set(reader, gateway);
-    return reader;
-  };
-  let published = 0;
-  for (let step = 0; step < 60; step += 1) {
-    const dice = next();
-    const gateway = next() < 0.5 ? 0 : 1;
-    if (dice < 0.6) void publish(gateway, `m${published++}`).catch(() => {});
-    else if (dice < 0.75 || readers.length === 0)
-      void reseat(undefined, gateway)
-        .join(node(gateway).feeds)
-        .catch(() => {});
-    else if (dice < 0.9) {
-      const reader = readers[Math.floor(next() * readers.length)];
-      if (reader)
-        void reseat(reader, gateway)
-          .join(node(gateway).feeds)
-          .catch(() => {});
-    } else if (dice < 0.95) log.away = !log.away;
-    await clock.run(next() * 60);
-    for (const reader of readers) reader.take();
-  }
-  log.away = false;
-  await clock.run(100);
-  for (const reader of readers) {
-    while (!reader.attached || reader.viewer.closed) {
-      const gateway = gatewayOf.get(reader) ?? 0;
-      void reseat(reader, gateway)
-        .join(node(gateway).feeds)
-        .catch(() => {});
-      await clock.run(200);
-    }
-  }
-  await clock.run(2000 + 500);
-  const all = (log.rooms.get(key)?.events ?? []).map(({ mid }) => mid);
-  for (const reader of readers) {
-    reader.take();
-    expect(reader.resyncs).toBe(0);
-    expect(reader.texts).toEqual(all);
   }
 }
 
 describe('feeds', () => {
   test('[FEED1] [FEED2] [RES1] readers get every event once and in order over a bus that drops, repeats and reorders', async () => {
-    const from = Number(process.env.SIM_SEED ?? 1);
-    const seeds = Number(process.env.SIM_SEEDS ?? 1000);
-    for (let seed = from; seed < from + seeds; seed += 1) {
-      await simulate(seed).catch((cause) => {
-        throw new Error(`seed ${seed}: ${(cause as Error).message}`, { cause });
-      });
+    await each(from, seeds, simulateFeeds);
+  }, 600_000);
+
+  test('[FEED1] [RES1] a gateway may die at any moment: every step of a short life is tried', async () => {
+    for (const seed of [1, 2, 3]) {
+      const steps = await simulateFeeds(seed, 0);
+      await each(1, steps, (step) => simulateFeeds(seed, step));
     }
   }, 120_000);
 
   test('[FEED2] a lost last announcement heals within 2 s', async () => {
-    const { clock, node, publish } = world(7, { drop: 1, repeat: 0, maxDelayMs: 1 });
-    const reader = new Reader(new SimViewer('v', node(1).outlet));
-    void reader.join(node(1).feeds);
+    const { clock, rooms, node, publish } = feedWorld(7, { bus: { drop: 1, repeat: 0, maxDelayMs: 1 } });
+    const reader = new Reader(rooms, new SimViewer('v', node(1).outlet));
+    reader.join(node(1));
     await clock.run(200);
     void publish(0, 'last');
     await clock.run(2000);
@@ -174,15 +41,19 @@ describe('feeds', () => {
 
   test('[RES1] ten thousand readers that come back at once cost three reads of the log', async () => {
     const own = { ...limits, ringBytes: 1024 * 1024 };
-    const { clock, log, node, publish } = world(3, { drop: 0, repeat: 0, maxDelayMs: 1 }, 1, own);
+    const { clock, rooms, node, publish } = feedWorld(3, {
+      bus: { drop: 0, repeat: 0, maxDelayMs: 1 },
+      gateways: 1,
+      feedLimits: own,
+    });
     for (let i = 0; i < 300; i += 1) void publish(0, `m${i}`);
     await clock.run(100);
-    log.reads = 0;
-    const epoch = log.rooms.get(key)?.epoch ?? '';
+    rooms.reads = 0;
+    const epoch = rooms.rooms.get(key)?.epoch ?? '';
     const readers = Array.from({ length: 10_000 }, (_, i) => {
-      const reader = new Reader(new SimViewer(`v${i}`, node(0).outlet));
+      const reader = new Reader(rooms, new SimViewer(`v${i}`, node(0).outlet));
       reader.position = { epoch, seq: i % 300 };
-      void reader.join(node(0).feeds);
+      reader.join(node(0));
       return reader;
     });
     await clock.run(200);
@@ -190,18 +61,18 @@ describe('feeds', () => {
       reader.take();
       expect(reader.texts.length).toBe(300 - (i % 300));
     }
-    expect(log.reads).toBeLessThanOrEqual(3);
+    expect(rooms.reads).toBeLessThanOrEqual(3);
   });
 
   test('[RES1] a replay of events so large that pages of the log end early has no hole', async () => {
-    const { clock, log, node, publish } = world(13, undefined, 1, { ...limits, ringBytes: 500 });
+    const { clock, rooms, node, publish } = feedWorld(13, { gateways: 1, feedLimits: { ...limits, ringBytes: 500 } });
     for (let i = 0; i < 40; i += 1) void publish(0, `m${i}`);
     await clock.run(100);
-    log.pageMax = 7;
+    rooms.pageMax = 7;
     const readers = [0, 3, 7, 20].map((seq, i) => {
-      const reader = new Reader(new SimViewer(`v${i}`, node(0).outlet));
-      reader.position = { epoch: log.rooms.get(key)?.epoch ?? '', seq };
-      void reader.join(node(0).feeds);
+      const reader = new Reader(rooms, new SimViewer(`v${i}`, node(0).outlet));
+      reader.position = { epoch: rooms.rooms.get(key)?.epoch ?? '', seq };
+      reader.join(node(0));
       return reader;
     });
     await clock.run(2000);
@@ -215,10 +86,10 @@ describe('feeds', () => {
   });
 
   test('[RES1] a position that is gone is answered with a resync, never with a hole', async () => {
-    const { clock, log, node, publish } = world(5);
+    const { clock, rooms, node, publish } = feedWorld(5);
     for (let i = 0; i < 20; i += 1) void publish(0, `m${i}`);
     await clock.run(100);
-    const room = log.rooms.get(key);
+    const room = rooms.rooms.get(key);
     if (!room) throw new Error('no room');
     room.floor = 10;
     room.events.splice(0, 10);
@@ -242,12 +113,12 @@ describe('feeds', () => {
   });
 
   test('[RES1] a room that is erased under its readers resyncs them to its successor', async () => {
-    const { clock, log, node, publish } = world(6);
-    const reader = new Reader(new SimViewer('v', node(1).outlet));
-    void reader.join(node(1).feeds);
+    const { clock, rooms, node, publish } = feedWorld(6);
+    const reader = new Reader(rooms, new SimViewer('v', node(1).outlet));
+    reader.join(node(1));
     void publish(0, 'before');
     await clock.run(300);
-    await log.erase('t', 'r');
+    rooms.erase(key);
     await clock.run(1500);
     void publish(0, 'after');
     await clock.run(1500);
@@ -257,7 +128,7 @@ describe('feeds', () => {
   });
 
   test('[ERR1] a reader that leaves while it joins is told so, and gets nothing', async () => {
-    const { clock, node, publish } = world(11, undefined, 1);
+    const { clock, node, publish } = feedWorld(11, { gateways: 1 });
     const viewer = new SimViewer('v', node(0).outlet);
     const joined = node(0).feeds.join(key, viewer, 'start', () => {});
     const refused = expect(joined).rejects.toMatchObject({ code: 'not_joined' });
@@ -269,17 +140,17 @@ describe('feeds', () => {
   });
 
   test('[AUTH2] a reader whose second join fails can still be made to leave', async () => {
-    const { clock, log, node, publish } = world(12, undefined, 1);
+    const { clock, rooms, node, publish } = feedWorld(12, { gateways: 1 });
     const { feeds, outlet } = node(0);
     const viewer = new SimViewer('v', outlet);
     void feeds.join(key, viewer, 'start', () => {});
     await clock.run(100);
-    log.away = true;
-    const ahead = { epoch: log.rooms.get(key)?.epoch ?? '', seq: 1000 };
+    node(0).line.away = true;
+    const ahead = { epoch: rooms.rooms.get(key)?.epoch ?? '', seq: 1000 };
     const refused = expect(feeds.join(key, viewer, ahead, () => {})).rejects.toMatchObject({ code: 'log_unavailable' });
     await clock.run(100);
     await refused;
-    log.away = false;
+    node(0).line.away = false;
     void publish(0, 'read');
     await clock.run(300);
     expect(viewer.frames).toHaveLength(1);
@@ -291,7 +162,10 @@ describe('feeds', () => {
   });
 
   test('[SLOW1] a reader that cannot follow during its replay is closed, with bounded memory', async () => {
-    const { clock, node, publish } = world(8, undefined, 1, { ...limits, replayBufferBytes: 2000, ringBytes: 500 });
+    const { clock, node, publish } = feedWorld(8, {
+      gateways: 1,
+      feedLimits: { ...limits, replayBufferBytes: 2000, ringBytes: 500 },
+    });
     for (let i = 0; i < 30; i += 1) void publish(0, `m${i}`);
     await clock.run(100);
     const viewer = new SimViewer('v', node(0).outlet, () => clock.sleep(10_000).then(() => true));
@@ -308,7 +182,11 @@ describe('feeds', () => {
   });
 
   test('what is no event and comes during a replay follows it, once', async () => {
-    const { clock, node, publish } = world(9, undefined, 1, { ...limits, ringBytes: 500 });
+    const { clock, node, publish } = feedWorld(9, {
+      bus: { drop: 0, repeat: 0, maxDelayMs: 1 },
+      gateways: 1,
+      feedLimits: { ...limits, ringBytes: 500 },
+    });
     for (let i = 0; i < 30; i += 1) void publish(0, `m${i}`);
     await clock.run(100);
     const viewer = new SimViewer('v', node(0).outlet, () => clock.sleep(50).then(() => true));

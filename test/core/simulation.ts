@@ -1,145 +1,18 @@
-import type { Announcement, Bus } from '../../src/core/bus.js';
-import { type RoomKey, roomKey } from '../../src/core/keys.js';
-import type { Append, Appended, EventLog, Range, RoomHead } from '../../src/core/log.js';
+import { Feeds, type FeedsLimits } from '../../src/core/feeds.js';
+import { type RoomKey, roomOf } from '../../src/core/keys.js';
+import type { Principal } from '../../src/core/principal.js';
+import { Rooms } from '../../src/core/rooms.js';
+import type { RunStore } from '../../src/core/run-store.js';
+import { type RunLimits, Runs } from '../../src/core/runs.js';
 import type { Logger, Metrics } from '../../src/core/telemetry.js';
 import type { Outlet, Viewer } from '../../src/core/viewer.js';
-import { TuttiError } from '../../src/errors.js';
-import type { EventRecord, Frame } from '../../src/protocol/frames.js';
-import type { VirtualClock } from './virtual-clock.js';
+import type { Frame } from '../../src/protocol/frames.js';
+import { type BusFaults, SimBus } from './sim-bus.js';
+import { Line, type LineFaults, type SimRooms, simLog } from './sim-log.js';
+import { MortalClock, type VirtualClock } from './virtual-clock.js';
 
-interface SimRoom {
-  epoch: string;
-  floor: number;
-  events: EventRecord[];
-}
-
-/** A log in memory whose answers take virtual time, and which can be away. Counts its reads. */
-export class SimLog implements EventLog {
-  readonly rooms = new Map<RoomKey, SimRoom>();
-  reads = 0;
-  away = false;
-  /** Most events in one page, as if they were large. */
-  pageMax = Number.POSITIVE_INFINITY;
-  #epochs = 0;
-
-  constructor(
-    readonly clock: VirtualClock,
-    readonly delay: () => number,
-  ) {}
-
-  async append({ tenant, room, mid, type, data, by }: Append): Promise<Appended> {
-    await this.#answer();
-    const log = this.#room(roomKey(tenant, room));
-    const seq = log.floor + log.events.length + 1;
-    const at = this.clock.now();
-    log.events.push({ room, epoch: log.epoch, seq, mid, type, data, by, at });
-    return { epoch: log.epoch, seq, at, duplicate: false };
-  }
-
-  async open(tenant: string, room: string): Promise<RoomHead> {
-    return (await this.#read(() => head(this.#room(roomKey(tenant, room))))) as RoomHead;
-  }
-
-  heads(rooms: readonly RoomKey[]): Promise<Map<RoomKey, RoomHead>> {
-    return this.#read(() => {
-      const found = new Map<RoomKey, RoomHead>();
-      for (const key of rooms) {
-        const room = this.rooms.get(key);
-        if (room) found.set(key, head(room));
-      }
-      return found;
-    });
-  }
-
-  read(tenant: string, room: string, { after = 0, before = Infinity, limit, order }: Range) {
-    return this.#read(() => {
-      const log = this.rooms.get(roomKey(tenant, room));
-      if (!log) return undefined;
-      const found = log.events.filter(({ seq }) => seq > after && seq < before && seq > log.floor);
-      if (order === 'desc') found.reverse();
-      return { ...head(log), events: found.slice(0, Math.min(limit, this.pageMax)) };
-    });
-  }
-
-  async summary(): Promise<undefined> {
-    return undefined;
-  }
-
-  async list(): Promise<[]> {
-    return [];
-  }
-
-  async erase(tenant: string, room: string): Promise<boolean> {
-    return this.rooms.delete(roomKey(tenant, room));
-  }
-
-  async drain(): Promise<void> {}
-
-  #room(key: RoomKey): SimRoom {
-    const room = this.rooms.get(key) ?? { epoch: `e${this.#epochs++}`, floor: 0, events: [] };
-    this.rooms.set(key, room);
-    return room;
-  }
-
-  async #answer(): Promise<void> {
-    await this.clock.sleep(this.delay());
-    if (this.away) throw new TuttiError('log_unavailable', 'away');
-  }
-
-  /** The snapshot is taken half-way: an answer may be old when it arrives. */
-  async #read<T>(snapshot: () => T): Promise<T> {
-    this.reads += 1;
-    await this.#answer();
-    const result = snapshot();
-    await this.#answer();
-    return result;
-  }
-}
-
-const head = ({ epoch, floor, events }: SimRoom): RoomHead => ({ epoch, floor, head: floor + events.length });
-
-/** A bus that drops, repeats, delays and so reorders. */
-export class SimBus implements Bus {
-  #listener: ((room: RoomKey, message: Announcement) => void) | undefined;
-  readonly #rooms = new Map<RoomKey, number>();
-
-  constructor(
-    readonly others: SimBus[],
-    readonly clock: VirtualClock,
-    readonly chance: { random: () => number; drop: number; repeat: number; maxDelayMs: number },
-  ) {
-    others.push(this);
-  }
-
-  announce(room: RoomKey, message: Announcement): void {
-    const { random: next, drop, repeat, maxDelayMs } = this.chance;
-    for (const other of this.others) {
-      if (other === this) continue;
-      const copies = next() < drop ? 0 : next() < repeat ? 2 : 1;
-      for (let i = 0; i < copies; i += 1) this.clock.after(next() * maxDelayMs, () => other.#arrive(room, message));
-    }
-  }
-
-  async subscribe(room: RoomKey): Promise<void> {
-    this.#rooms.set(room, (this.#rooms.get(room) ?? 0) + 1);
-  }
-
-  unsubscribe(room: RoomKey): void {
-    this.#rooms.set(room, (this.#rooms.get(room) ?? 0) - 1);
-  }
-
-  onMessage(listener: (room: RoomKey, message: Announcement) => void): void {
-    this.#listener = listener;
-  }
-
-  onReconnect(): void {}
-  connected = () => true;
-  async close(): Promise<void> {}
-
-  #arrive(room: RoomKey, message: Announcement): void {
-    if ((this.#rooms.get(room) ?? 0) > 0) this.#listener?.(room, message);
-  }
-}
+export const silent: Logger = { debug() {}, info() {}, warn() {}, error() {} };
+export const noMetrics: Metrics = { add() {}, observe() {}, gauge() {} };
 
 /** Followers of rooms, as a gateway's sockets would be. */
 export class SimOutlet implements Outlet {
@@ -150,7 +23,7 @@ export class SimOutlet implements Outlet {
   }
 }
 
-/** A reader that keeps what it gets; it can be slow. */
+/** A connection of a reader that keeps what it gets; it can be slow. */
 export class SimViewer implements Viewer {
   readonly frames: Frame[] = [];
   closed: string | undefined;
@@ -183,5 +56,109 @@ export class SimViewer implements Viewer {
   }
 }
 
-export const silent: Logger = { debug() {}, info() {}, warn() {}, error() {} };
-export const noMetrics: Metrics = { add() {}, observe() {}, gauge() {} };
+export interface SimWorld {
+  clock: VirtualClock;
+  random: () => number;
+  rooms: SimRooms;
+  buses: SimBus[];
+  bus: Omit<BusFaults, 'random'>;
+  line: Omit<LineFaults, 'random'>;
+  feedLimits: FeedsLimits;
+  /** Where gateways have runs. */
+  runs?: { store: (line: Line) => RunStore; limits: RunLimits; newId: () => string };
+}
+
+/** A gateway without sockets: the real cores over a simulated database and bus. It can be killed and frozen. */
+export class SimGateway {
+  readonly clock: MortalClock;
+  readonly line: Line;
+  readonly bus: SimBus;
+  readonly outlet = new SimOutlet();
+  readonly feeds: Feeds;
+  readonly runs: Runs | undefined;
+  readonly rooms: Rooms;
+
+  constructor(world: SimWorld, clockOff = 0) {
+    const { random, buses, rooms, feedLimits } = world;
+    const clock = new MortalClock(world.clock, clockOff);
+    this.clock = clock;
+    this.line = new Line(clock, { random, ...world.line });
+    const bus = new SimBus(buses, clock, { random, ...world.bus });
+    this.bus = bus;
+    const log = simLog(rooms, this.line);
+    const [metrics, logger] = [noMetrics, silent];
+    const feeds = new Feeds({ log, bus, outlet: this.outlet, clock, metrics, logger, limits: feedLimits });
+    this.feeds = feeds;
+    const runs = world.runs
+      ? new Runs({
+          store: world.runs.store(this.line),
+          bus,
+          rooms: feeds,
+          metrics,
+          log: logger,
+          clock,
+          newId: world.runs.newId,
+          limits: world.runs.limits,
+        })
+      : undefined;
+    this.runs = runs;
+    this.rooms = new Rooms({
+      log,
+      feeds,
+      runs: runs ?? { snapshot: () => [], receive: () => {}, liveIn: async () => [] },
+      bus,
+      metrics,
+      clock,
+      limits: { roomsPerSession: 100 },
+    });
+    bus.onMessage((room, message) => {
+      if (roomOf(room).startsWith('!')) runs?.receive(room, message);
+      else this.rooms.receive(room, message);
+    });
+    feeds.start(runs ?? { openRoom: async () => {}, closeRoom: () => {}, check: async () => {} });
+    runs?.start();
+  }
+
+  get alive(): boolean {
+    return this.clock.alive;
+  }
+
+  /** As `kill -9`: what it waits for never happens, nothing more leaves it. */
+  kill(): void {
+    this.clock.alive = false;
+    this.bus.cut();
+    this.outlet.followers.clear();
+  }
+
+  /** As SIGSTOP and SIGCONT after `ms`: everything waits meanwhile. */
+  freeze(ms: number): void {
+    this.clock.frozenUntil = this.clock.world.now() + ms;
+  }
+
+  /** A request over the network, and its answer. Never settles where the gateway dies meanwhile. */
+  request<T>(latencyMs: number, work: () => Promise<T>): Promise<T> {
+    return new Promise((resolve, reject) => {
+      const back = (give: () => void) => void (this.alive && this.clock.world.after(latencyMs, give));
+      this.clock.after(latencyMs, () => {
+        let answer: Promise<T>;
+        try {
+          answer = work();
+        } catch (problem) {
+          return back(() => reject(problem));
+        }
+        answer.then(
+          (result) => back(() => resolve(result)),
+          (problem) => back(() => reject(problem)),
+        );
+      });
+    });
+  }
+}
+
+/** A user who may do everything in the rooms of tenant `t`. */
+export const user = (id: string): Principal => ({
+  kind: 'user',
+  id,
+  tenant: 't',
+  capabilities: { '*': ['join', 'publish', 'moderate', 'run.create', 'run.cancel'] },
+});

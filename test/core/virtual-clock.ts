@@ -101,9 +101,11 @@ export class VirtualClock implements Clock {
   }
 }
 
-/** Time of one gateway: once it is killed nothing that it waits for ever happens. It may be set wrong. */
+/** Time of one gateway: once it is killed nothing that it waits for ever happens. It may stand still, and be set wrong. */
 export class MortalClock implements Clock {
   alive = true;
+  /** Nothing happens before this moment of the world; what was due meanwhile happens then, in order. */
+  frozenUntil = 0;
 
   constructor(
     readonly world: VirtualClock,
@@ -120,9 +122,18 @@ export class MortalClock implements Clock {
   }
 
   after(ms: number, fn: () => void): () => void {
-    return this.world.after(ms, () => {
-      if (this.alive) fn();
-    });
+    let open = true;
+    const due = () => {
+      if (!this.alive || !open) return;
+      const wait = this.frozenUntil - this.world.now();
+      if (wait > 0) this.world.after(wait, due);
+      else fn();
+    };
+    const cancel = this.world.after(ms, due);
+    return () => {
+      open = false;
+      cancel();
+    };
   }
 
   soon(fn: () => void): void {
