@@ -1,0 +1,105 @@
+import { type Entry, HistoryWriter, monotonic } from '../history.js';
+import type { LoadConfig } from './config.js';
+
+/** What one process counted; see {@link Status} of the process. */
+export interface Counts {
+  sent: number;
+  acked: number;
+  nacked: number;
+  unknown: number;
+  received: number;
+  asked: number;
+  runsEnded: number;
+  leaks: number;
+  zombies: number;
+}
+
+/**
+ * What all clients of a process share: the history they write, what they counted, how far rooms are known to be, which
+ * fence of a run is the newest, and what must not be seen by whom.
+ */
+export class Ledger {
+  readonly counts: Counts = {
+    sent: 0,
+    acked: 0,
+    nacked: 0,
+    unknown: 0,
+    received: 0,
+    asked: 0,
+    runsEnded: 0,
+    leaks: 0,
+    zombies: 0,
+  };
+  /** Runs that were asked for and whose end no reader of this process has seen. */
+  readonly openRuns = new Set<string>();
+  readonly #writer: HistoryWriter;
+  readonly #heads = new Map<string, number>();
+  readonly #fences = new Map<string, number>();
+  readonly #canaries: { owner: string; canary: string }[];
+
+  constructor(config: Pick<LoadConfig, 'history' | 'tenants'>) {
+    this.#writer = new HistoryWriter(config.history);
+    this.#canaries = config.tenants.map(({ id, canary }) => ({ owner: id, canary }));
+  }
+
+  write(entry: Entry): void {
+    this.#writer.write(entry);
+  }
+
+  close(): Promise<void> {
+    return this.#writer.close();
+  }
+
+  /** An event at `seq` is known to be in a room. */
+  sawHead(tenant: string, room: string, epoch: string, seq: number): void {
+    const key = `${tenant} ${room} ${epoch}`;
+    if (seq > (this.#heads.get(key) ?? 0)) this.#heads.set(key, seq);
+  }
+
+  head(tenant: string, room: string, epoch: string): number {
+    return this.#heads.get(`${tenant} ${room} ${epoch}`) ?? 0;
+  }
+
+  /** A run was asked for and has an id. */
+  asked(run: string, tenant: string, room: string): void {
+    this.counts.asked++;
+    this.openRuns.add(run);
+    this.write(['ask', monotonic(), run, tenant, room]);
+  }
+
+  /** Somebody was told the end of a run. */
+  ended(run: string): void {
+    if (this.openRuns.delete(run)) {
+      this.counts.runsEnded++;
+      this.#fences.delete(run);
+    }
+  }
+
+  claimed(worker: string, run: string, attempt: number, fence: number): void {
+    if (fence > (this.#fences.get(run) ?? 0)) this.#fences.set(run, fence);
+    this.write(['claim', monotonic(), worker, run, attempt, fence]);
+  }
+
+  /** The greatest fence that a worker of this process was given for a run. */
+  newestFence(run: string): number {
+    return this.#fences.get(run) ?? 0;
+  }
+
+  zombie(worker: string, run: string, fence: number): void {
+    this.counts.zombies++;
+    this.write(['zombie', monotonic(), worker, run, fence]);
+  }
+
+  /** Looks for the canaries of other tenants in what a client of `tenant` received, before anything parses it. */
+  searchFor(tenant: string, reader: string, where: string): (text: unknown) => void {
+    const others = this.#canaries.filter(({ owner }) => owner !== tenant);
+    return (text) => {
+      if (typeof text !== 'string') return;
+      for (const { owner, canary } of others) {
+        if (!text.includes(canary)) continue;
+        this.counts.leaks++;
+        this.write(['leak', monotonic(), reader, tenant, owner, `${where}: ${text.slice(0, 80)}`]);
+      }
+    };
+  }
+}

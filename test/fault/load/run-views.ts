@@ -1,0 +1,77 @@
+import type { Part } from '../../../src/protocol/parts.js';
+import type { Pushes } from '../../../src/protocol/pushes.js';
+import type { LiveRun } from '../../../src/protocol/runs.js';
+import { Digest, monotonic } from '../history.js';
+import type { Ledger } from './ledger.js';
+
+interface View {
+  attempt: number;
+  next: number;
+  digest: Digest;
+}
+
+/** What a part adds to the text of a run. */
+export const textOf = (part: Part): string =>
+  part.type === 'text-delta' || part.type === 'reasoning-delta' ? part.delta : '';
+
+export const digestOf = (parts: readonly Part[], onto = new Digest()): Digest => {
+  for (const part of parts) onto.add(textOf(part));
+  return onto;
+};
+
+/** The runs of a room as one reader sees them by its pushes alone. Judges nothing: what it saw is written down. */
+export class RunViews {
+  readonly #ledger: Ledger;
+  readonly #reader: string;
+  readonly #views = new Map<string, View>();
+
+  constructor(ledger: Ledger, reader: string) {
+    this.#ledger = ledger;
+    this.#reader = reader;
+  }
+
+  /** What a join showed of the runs that live takes the place of everything before. */
+  joined(runs: readonly Pick<LiveRun, 'id' | 'attempt' | 'next' | 'output'>[]): void {
+    this.#views.clear();
+    for (const { id, attempt, next, output } of runs) {
+      const view = { attempt, next, digest: digestOf(output) };
+      this.#views.set(id, view);
+      this.#saw(id, view);
+    }
+  }
+
+  readonly state = ({ run, attempt }: Pushes['run.state']): void => {
+    const view = this.#views.get(run);
+    if (!view) this.#views.set(run, { attempt, next: 0, digest: new Digest() });
+    else if (view.next === 0) view.attempt = attempt;
+  };
+
+  /** Parts that do not follow what this reader has are added all the same: the digest shows it. */
+  readonly chunk = ({ run, attempt, n, parts }: Pushes['run.chunk']): void => {
+    const view = this.#views.get(run) ?? { attempt, next: 0, digest: new Digest() };
+    this.#views.set(run, view);
+    view.attempt = attempt;
+    view.next = n + parts.length;
+    digestOf(parts, view.digest);
+    this.#saw(run, view);
+  };
+
+  readonly reset = ({ run, attempt }: Pushes['run.reset']): void => {
+    this.#views.set(run, { attempt, next: 0, digest: new Digest() });
+    this.#ledger.write(['reset', monotonic(), this.#reader, run, attempt]);
+  };
+
+  /** An event of the log about a run; its end carries the final message. */
+  event(type: string, data: unknown): void {
+    if (type === 'run.created') return;
+    const { run, message } = data as { run: { id: string; state: string }; message: { parts: Part[] } };
+    this.#views.delete(run.id);
+    const digest = digestOf(message.parts).toString();
+    this.#ledger.write(['end', monotonic(), this.#reader, run.id, run.state, digest]);
+  }
+
+  #saw(run: string, { attempt, next, digest }: View): void {
+    if (next === 0) return;
+    this.#ledger.write(['chunk', monotonic(), this.#reader, run, attempt, next, digest.toString()]);
+  }
+}
