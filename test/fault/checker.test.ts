@@ -322,6 +322,18 @@ describe('what was promised nobody is no violation', () => {
       [send(1, 'x'), ack(2, 'x', 1), send(3, 'y'), ack(4, 'y', 2), ['stored', 'a', 'r', 'e', 1, 2, 2, ['y']]],
     ],
     'a reader that left early': [change(log, { 0: 'recv' }, got(3.2, 1, ['x']), left(3.3))],
+    'a view of a run that is a little less after a new join': [
+      [
+        joined(0.5, 'carl'),
+        ...change(
+          run,
+          { 0: 'chunk', 5: 3 },
+          ['chunk', s(1.15), 'carl', 'run', 1, 3, part(3)],
+          resumed(1.16, 0, 'carl'),
+          ['chunk', s(1.2), 'carl', 'run', 1, 2, part(2)],
+        ),
+      ],
+    ],
     'a room that was erased': [
       [
         ...without(log, 'stored'),

@@ -135,6 +135,7 @@ function whatWasSeen(readers: Readers, runs: Runs, faults: Faults, findings: Fin
   return {
     join: (entry) => {
       time.see(entry[1]);
+      runs.joined(entry[2]);
       readers.join(entry);
     },
     resync: (entry) => readers.resync(entry),

@@ -161,11 +161,12 @@ export class Readers {
 
   #resumed(reader: Reader, log: Log, seq: number, t: number): void {
     this.resumes += 1;
-    if (log !== reader.log || seq !== reader.seq) {
+    if (log === reader.log && seq === reader.seq) return;
+    if (!this.#options.mayMove(reader.room.tenant, reader.room.name)) {
       const from = `${reader.log.epoch}:${reader.seq}`;
       this.#findings.add('resume', `${reader.name} resumed from ${from} and was put at ${log.epoch}:${seq}`, t);
-      this.#restart(reader, log, seq);
     }
+    this.#restart(reader, log, seq);
   }
 
   #restart(reader: Reader, log: Log, seq: number): void {

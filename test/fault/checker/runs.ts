@@ -22,8 +22,8 @@ interface Run {
   readonly claims: { t: number; worker: string; attempt: number; fence: number }[];
   final: { state: string; attempt: number; digest: string } | undefined;
   endedAt: number;
-  /** What each reader saw last. */
-  readonly views: Map<string, { attempt: number; next: number; end: string | undefined }>;
+  /** What each reader saw last, in which of its joins. */
+  readonly views: Map<string, { join: number; attempt: number; next: number; end: string | undefined }>;
 }
 
 const EMPTY = new Digest().toString();
@@ -33,6 +33,8 @@ const TERMINAL = new Set(['completed', 'failed', 'cancelled', 'expired']);
 export class Runs {
   readonly states: Record<string, number> = {};
   readonly #runs = new Map<string, Run>();
+  /** How often each reader joined. */
+  readonly #joins = new Map<string, number>();
   readonly #findings: Findings;
 
   constructor(findings: Findings) {
@@ -75,6 +77,11 @@ export class Runs {
     run.tenant ??= tenant;
     run.final = { state, attempt, digest };
     this.states[state] = (this.states[state] ?? 0) + 1;
+  }
+
+  /** A reader joined: what it is shown of runs now takes the place of what it had, and may be a little less. */
+  joined(reader: string): void {
+    this.#joins.set(reader, (this.#joins.get(reader) ?? 0) + 1);
   }
 
   chunk([, t, reader, id, number, next, digest]: EntryOf<'chunk'>, faults: Faults): void {
@@ -170,8 +177,9 @@ export class Runs {
 
   #view(run: Run, reader: string) {
     let view = run.views.get(reader);
-    if (!view) {
-      view = { attempt: 0, next: 0, end: undefined };
+    const join = this.#joins.get(reader) ?? 0;
+    if (view?.join !== join) {
+      view = { join, attempt: 0, next: 0, end: view?.end };
       run.views.set(reader, view);
     }
     return view;
