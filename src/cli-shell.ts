@@ -74,6 +74,7 @@ const logOf = (database: Database, config: Config): EventLog =>
       batchMax: config.TUTTI_APPEND_BATCH_MAX,
       lingerMs: 0,
       queueMax: 1,
+      queueBytes: 1,
       timeoutMs: config.TUTTI_APPEND_TIMEOUT_MS,
     },
     unmeasured,

@@ -76,6 +76,12 @@ export const environment = z.object({
   OPENAI_MODEL: text('Model to ask OPENAI_BASE_URL for.'),
 
   TUTTI_DB_POOL_SIZE: int(10, 2, 200, 'Postgres connections of one gateway, beside one per append lane.'),
+  TUTTI_DB_WAITING_MAX: int(
+    10_000,
+    1,
+    1_000_000,
+    'Transactions waiting for one of these connections before further ones are refused with `overloaded`; three quarters of it for one tenant.',
+  ),
   TUTTI_DB_APP_ROLE: z
     .string()
     .regex(/^[a-z_][a-z0-9_]{0,62}$/, 'must be a plain role name')
@@ -103,16 +109,60 @@ export const environment = z.object({
     16 * MiB,
     'Largest HTTP request body, in bytes; a stream of chunks may be longer, its lines may not.',
   ),
+  TUTTI_HTTP_MAX_REQUESTS: int(
+    2000,
+    1,
+    1_000_000,
+    'HTTP requests one gateway serves at a time; further ones are refused with `overloaded`. Streams, claims and open bodies of workers count as sessions instead.',
+  ),
   TUTTI_MAX_CONNECTIONS: int(100_000, 1, 1_000_000, 'Sockets of one gateway.'),
   TUTTI_MAX_CONNECTIONS_PER_TENANT: int(50_000, 1, 1_000_000, 'Sessions of one tenant on one gateway.'),
   TUTTI_MAX_SESSIONS_PER_USER: int(100, 1, 100_000, 'Sessions of one user on one gateway.'),
   TUTTI_MAX_ROOMS_PER_SESSION: int(100, 1, 10_000, 'Rooms one session may have joined.'),
+  TUTTI_MAX_ROOMS_OPEN: int(
+    200_000,
+    1,
+    10_000_000,
+    'Rooms open on one gateway: those with a reader, or with one a moment ago.',
+  ),
+  TUTTI_MAX_ROOMS_OPEN_PER_TENANT: int(100_000, 1, 10_000_000, 'The same of one tenant.'),
+  TUTTI_IN_FLIGHT_PER_SESSION: int(
+    1000,
+    1,
+    100_000,
+    'Commands of one session, or requests of one user or key, that may wait for their answer; further ones are refused with `overloaded`.',
+  ),
+  TUTTI_IN_FLIGHT_BYTES_PER_SESSION: int(16 * MiB, 1024, 1024 * MiB, 'The same in bytes.'),
+  TUTTI_IN_FLIGHT_BYTES_PER_TENANT: int(
+    128 * MiB,
+    1024,
+    65_536 * MiB,
+    'The same in bytes, of all sessions and requests of one tenant on one gateway.',
+  ),
   TUTTI_COMMANDS_PER_SECOND: int(100, 1, 1_000_000, 'Commands per second of one session; twice as many in a burst.'),
   TUTTI_TENANT_COMMANDS_PER_SECOND: int(
     10_000,
     1,
     10_000_000,
     'Commands per second of one tenant on one gateway; twice as many in a burst.',
+  ),
+  TUTTI_WORKER_COMMANDS_PER_SECOND: int(
+    5000,
+    1,
+    1_000_000,
+    'Commands per second of one connection of a worker; twice as many in a burst.',
+  ),
+  TUTTI_TENANT_WORKER_COMMANDS_PER_SECOND: int(
+    50_000,
+    1,
+    10_000_000,
+    'Commands per second of all connections of workers of one tenant on one gateway; twice as many in a burst.',
+  ),
+  TUTTI_MEMORY_MAX_PERCENT: int(
+    85,
+    1,
+    100,
+    'Part of the JavaScript heap, or of the memory of the machine or container, in use from which on new sessions and joins are refused with `overloaded`.',
   ),
 
   TUTTI_APPEND_LANES: int(4, 1, 64, 'Batches of events committed at the same time.'),
@@ -122,8 +172,9 @@ export const environment = z.object({
     10_000,
     1,
     1_000_000,
-    'Events waiting for a commit before publishes are refused with `overloaded`.',
+    'Events waiting for a commit before publishes are refused with `overloaded`; three quarters of it for one tenant.',
   ),
+  TUTTI_APPEND_QUEUE_BYTES: int(64 * MiB, 64 * 1024, 16_384 * MiB, 'The same in bytes.'),
   TUTTI_APPEND_TIMEOUT_MS: int(
     8_000,
     100,
@@ -131,7 +182,12 @@ export const environment = z.object({
     'How long a publish may wait for its commit before `log_unavailable`, in ms.',
   ),
 
-  TUTTI_RING_BYTES_PER_ROOM: int(MiB, 16 * 1024, 256 * MiB, 'Recent events of an open room kept in memory, in bytes.'),
+  TUTTI_RING_BYTES_PER_ROOM: int(
+    MiB,
+    16 * 1024,
+    256 * MiB,
+    'Recent events of an open room kept in memory, in bytes; as much again for events that wait for an earlier one.',
+  ),
   TUTTI_RING_BYTES_TOTAL: int(
     256 * MiB,
     MiB,
@@ -167,6 +223,12 @@ export const environment = z.object({
     16 * MiB,
     'Uncommitted output of a run before its worker is made to wait, in bytes.',
   ),
+  TUTTI_RUN_UNCOMMITTED_TOTAL_BYTES: int(
+    64 * MiB,
+    16 * 1024,
+    16_384 * MiB,
+    'Uncommitted output of all runs of one gateway before pushes are refused with `overloaded`, in bytes.',
+  ),
   TUTTI_RUN_OUTPUT_MAX_BYTES: int(512 * 1024, 1024, 16 * MiB, 'Folded output of one run, in bytes.'),
   TUTTI_RUN_MAX_ATTEMPTS: int(3, 1, 20, 'How often a run is tried.'),
   TUTTI_RUN_QUEUE_TTL_MS: int(
@@ -178,6 +240,13 @@ export const environment = z.object({
   TUTTI_RUN_DURATION_MAX_MS: int(1_800_000, 1000, 86_400_000, 'How long one attempt may take, in ms.'),
   TUTTI_RUN_SWEEP_MS: int(1000, 100, 5000, 'How often lost leases are looked for, in ms.'),
   TUTTI_RUNS_LIVE_PER_TENANT: int(1000, 1, 1_000_000, 'Queued and running runs of one tenant.'),
+  TUTTI_RUNS_LIVE_PER_ROOM: int(
+    100,
+    1,
+    10_000,
+    'Queued and running runs of one room; who joins gets all of their output so far.',
+  ),
+  TUTTI_CLAIMS_WAITING_MAX: int(10_000, 1, 1_000_000, 'Workers that may wait for a run at one gateway.'),
 
   TUTTI_TOKEN_TTL_MAX_SECONDS: int(86_400, 60, 31_536_000, 'Longest life a token may have, in seconds.'),
   TUTTI_TOKEN_GRACE_MS: int(25_000, 0, 300_000, 'How long a session outlives its token, in ms.'),

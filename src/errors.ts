@@ -24,6 +24,38 @@ export const errors = {
 
 export type ErrorCode = keyof typeof errors;
 
+/**
+ * Limits by the names that the metric `limit_reached` gives them; docs/LIMITS.md says of each what it bounds and what
+ * happens at it.
+ */
+export const limits = [
+  'append_queue',
+  'claims_waiting',
+  'connections',
+  'database_queue',
+  'database_wait',
+  'feed_waiting',
+  'http_requests',
+  'in_flight_bytes_session',
+  'in_flight_bytes_tenant',
+  'in_flight_session',
+  'memory',
+  'ring_total',
+  'rooms_open',
+  'rooms_open_tenant',
+  'rooms_session',
+  'run_output',
+  'run_uncommitted',
+  'run_uncommitted_total',
+  'run_view_backlog',
+  'runs_room',
+  'runs_tenant',
+  'sessions_tenant',
+  'sessions_user',
+  'unknown_credentials',
+] as const;
+export type Limit = (typeof limits)[number];
+
 /** What a refusal looks like on the wire. `expected` is the next `n` a worker has to send (`out_of_order`). */
 export interface WireError {
   code: ErrorCode;
@@ -39,16 +71,19 @@ export class TuttiError extends Error {
   readonly code: ErrorCode;
   readonly retryAfterMs: number | undefined;
   readonly expected: number | undefined;
+  /** The limit that was reached, for the metric. */
+  readonly limit: Limit | undefined;
 
   constructor(
     code: ErrorCode,
     message: string,
-    extra: { retryAfterMs?: number; expected?: number; cause?: unknown } = {},
+    extra: { retryAfterMs?: number; expected?: number; limit?: Limit; cause?: unknown } = {},
   ) {
     super(message, extra.cause === undefined ? undefined : { cause: extra.cause });
     this.code = code;
     this.retryAfterMs = extra.retryAfterMs;
     this.expected = extra.expected;
+    this.limit = extra.limit;
   }
 
   get status(): number {

@@ -11,7 +11,8 @@ import { systemClock } from './core/clock.js';
 import type { Directory } from './core/directory.js';
 import { Feeds } from './core/feeds.js';
 import { roomOf, systemKey } from './core/keys.js';
-import { ConnectionLimits } from './core/limits.js';
+import { ConnectionLimits, InFlight } from './core/limits.js';
+import { MemoryGuard } from './core/memory.js';
 import { Revocations } from './core/revocations.js';
 import { Rooms } from './core/rooms.js';
 import { Runs } from './core/runs.js';
@@ -69,6 +70,8 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
     url: databaseUrl,
     poolSize: config.TUTTI_DB_POOL_SIZE,
     appRole: config.TUTTI_DB_APP_ROLE,
+    waitingMax: config.TUTTI_DB_WAITING_MAX,
+    metrics,
   });
   const migrated = await migrate(database);
   if (migrated.length > 0) log.info({ migrated }, 'Database migrated');
@@ -89,6 +92,10 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
     pollMs: config.TUTTI_REVOCATION_POLL_MS,
     demo: !config.production,
   });
+
+  const memory = new MemoryGuard(config.TUTTI_MEMORY_MAX_PERCENT / 100);
+  metrics.gauge('memory_share', () => memory.share);
+  metrics.gauge('revocations', () => revocations.size);
 
   const bus = await openBus(config, { log, metrics });
   const eventLog = createEventLog(database, appendLimits(config), metrics, log);
@@ -117,6 +124,7 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
     metrics,
     clock,
     limits: { roomsPerSession: config.TUTTI_MAX_ROOMS_PER_SESSION },
+    memory,
   });
 
   const revoked = systemKey('*', 'revocations');
@@ -134,17 +142,16 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
 
   const app = uWS.App();
   const allowedOrigins = config.TUTTI_ALLOWED_ORIGINS.split(',').flatMap((origin) => origin.trim() || []);
-  const connections = new ConnectionLimits({
-    total: config.TUTTI_MAX_CONNECTIONS,
-    perTenant: config.TUTTI_MAX_CONNECTIONS_PER_TENANT,
-    perUser: config.TUTTI_MAX_SESSIONS_PER_USER,
-  });
+  const connections = new ConnectionLimits(connectionLimit(config), memory);
+  const inFlight = new InFlight(inFlightLimit(config));
+  metrics.gauge('in_flight_bytes', () => inFlight.bytes);
   const sockets = new SocketServer({
     app,
     rooms,
     runs,
     auth,
     admission: connections,
+    inFlight,
     revocations,
     metrics,
     log,
@@ -163,6 +170,7 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
     allowedOrigins,
     ...(existsSync(WEB_DIR) ? { webDir: WEB_DIR } : {}),
     connections,
+    inFlight,
     revocations,
     extraRoutes,
   });
@@ -268,11 +276,24 @@ function listen(app: uWS.TemplatedApp, host: string, port: number): Promise<{ po
   });
 }
 
+const connectionLimit = (config: Config) => ({
+  total: config.TUTTI_MAX_CONNECTIONS,
+  perTenant: config.TUTTI_MAX_CONNECTIONS_PER_TENANT,
+  perUser: config.TUTTI_MAX_SESSIONS_PER_USER,
+});
+
+const inFlightLimit = (config: Config) => ({
+  perSession: config.TUTTI_IN_FLIGHT_PER_SESSION,
+  bytesPerSession: config.TUTTI_IN_FLIGHT_BYTES_PER_SESSION,
+  bytesPerTenant: config.TUTTI_IN_FLIGHT_BYTES_PER_TENANT,
+});
+
 const appendLimits = (config: Config) => ({
   lanes: config.TUTTI_APPEND_LANES,
   batchMax: config.TUTTI_APPEND_BATCH_MAX,
   lingerMs: config.TUTTI_APPEND_LINGER_MS,
   queueMax: config.TUTTI_APPEND_QUEUE_MAX,
+  queueBytes: config.TUTTI_APPEND_QUEUE_BYTES,
   timeoutMs: config.TUTTI_APPEND_TIMEOUT_MS,
 });
 
@@ -283,6 +304,7 @@ const feedLimits = (config: Config) => ({
   headCheckMs: config.TUTTI_HEAD_CHECK_MS,
   lingerMs: config.TUTTI_ROOM_LINGER_MS,
   replayBufferBytes: config.TUTTI_REPLAY_BUFFER_BYTES,
+  roomsOpen: { total: config.TUTTI_MAX_ROOMS_OPEN, perTenant: config.TUTTI_MAX_ROOMS_OPEN_PER_TENANT },
 });
 
 const runLimits = (config: Config) => ({
@@ -290,16 +312,20 @@ const runLimits = (config: Config) => ({
   commitMs: config.TUTTI_RUN_COMMIT_MS,
   segmentBytes: config.TUTTI_RUN_SEGMENT_BYTES,
   uncommittedMaxBytes: config.TUTTI_RUN_UNCOMMITTED_MAX_BYTES,
+  uncommittedTotalBytes: config.TUTTI_RUN_UNCOMMITTED_TOTAL_BYTES,
   outputMaxBytes: config.TUTTI_RUN_OUTPUT_MAX_BYTES,
   maxAttempts: config.TUTTI_RUN_MAX_ATTEMPTS,
   queueTtlMs: config.TUTTI_RUN_QUEUE_TTL_MS,
   durationMaxMs: config.TUTTI_RUN_DURATION_MAX_MS,
   sweepMs: config.TUTTI_RUN_SWEEP_MS,
   livePerTenant: config.TUTTI_RUNS_LIVE_PER_TENANT,
+  livePerRoom: config.TUTTI_RUNS_LIVE_PER_ROOM,
+  claimsWaitingMax: config.TUTTI_CLAIMS_WAITING_MAX,
 });
 
 const httpLimits = (config: Config) => ({
   maxBodyBytes: config.TUTTI_HTTP_MAX_BODY_BYTES,
+  requestsMax: config.TUTTI_HTTP_MAX_REQUESTS,
   streamBufferBytes: config.TUTTI_SOCKET_MAX_BACKPRESSURE_BYTES,
   commandsPerSecond: config.TUTTI_COMMANDS_PER_SECOND,
   tenantCommandsPerSecond: config.TUTTI_TENANT_COMMANDS_PER_SECOND,
@@ -315,6 +341,10 @@ const socketOptions = (config: Config, allowedOrigins: string[]) => ({
   pingTimeoutMs: config.TUTTI_SOCKET_PING_TIMEOUT_MS,
   connectTimeoutMs: config.TUTTI_CONNECT_TIMEOUT_MS,
   rates: { perSession: config.TUTTI_COMMANDS_PER_SECOND, perTenant: config.TUTTI_TENANT_COMMANDS_PER_SECOND },
+  workerRates: {
+    perSession: config.TUTTI_WORKER_COMMANDS_PER_SECOND,
+    perTenant: config.TUTTI_TENANT_WORKER_COMMANDS_PER_SECOND,
+  },
   times: { noticeMs: config.TUTTI_TOKEN_NOTICE_MS, graceMs: config.TUTTI_TOKEN_GRACE_MS },
   announced: {
     dataBytes: MAX_DATA_BYTES,

@@ -5,10 +5,11 @@ import type { Clock } from './clock.js';
 import { type RoomKey, roomOf, tenantOf } from './keys.js';
 import type { EventLog, RoomHead } from './log.js';
 import { Ring } from './ring.js';
-import type { Logger, Metrics } from './telemetry.js';
+import { countLimit, type Logger, type Metrics } from './telemetry.js';
 import type { Outlet, Viewer } from './viewer.js';
 
 export interface FeedLimits {
+  /** Recent events kept, and events kept that wait for an earlier one, in characters each. */
   ringBytes: number;
   gapRepairMs: number;
   /** Non-event output kept for one reader while its replay runs, in characters. */
@@ -40,8 +41,6 @@ interface Replay {
   heldBytes: number;
 }
 
-/** Events of one announcement that wait for an earlier one. Past this the log has them anyway. */
-const MAX_WAITING = 10_000;
 /** Characters sent to one reader before its buffer is asked again. */
 const REPLAY_PAGE_BYTES = 128 * 1024;
 const REPAIR_RETRY_MS = 250;
@@ -56,7 +55,9 @@ export class Feed {
   readonly #ring: Ring;
   readonly #live = new Set<Viewer>();
   readonly #replays = new Map<Viewer, Replay>();
+  /** Events that came before an earlier one; what finds no room here is read from the log. */
   readonly #waiting = new Map<number, Frame>();
+  #waitingBytes = 0;
   /** Pages of the log on their way, by the seq they start after: readers that need the same page share it. */
   readonly #pages = new Map<number, Promise<{ frames: Frame[]; head: RoomHead } | undefined>>();
   #epoch: string;
@@ -109,15 +110,26 @@ export class Feed {
   receive(epoch: string, seq: number, frame: Frame): void {
     if (epoch !== this.#epoch || seq <= this.#head) return;
     if (seq > this.#head + 1) {
-      if (this.#waiting.size < MAX_WAITING) this.#waiting.set(seq, frame);
+      this.#keepWaiting(seq, frame);
       this.expect(seq, 'gap');
       return;
     }
     this.#deliver(frame);
     for (let next = this.#waiting.get(this.#head + 1); next; next = this.#waiting.get(this.#head + 1)) {
       this.#waiting.delete(this.#head + 1);
+      this.#waitingBytes -= next.length;
       this.#deliver(next);
     }
+  }
+
+  #keepWaiting(seq: number, frame: Frame): void {
+    if (this.#waiting.has(seq)) return;
+    if (this.#waitingBytes + frame.length > this.#deps.limits.ringBytes) {
+      countLimit(this.#deps.metrics, 'feed_waiting');
+      return;
+    }
+    this.#waiting.set(seq, frame);
+    this.#waitingBytes += frame.length;
   }
 
   /** The room is known to hold `seq`; if it has not arrived soon, it is read from the log. */
@@ -200,9 +212,14 @@ export class Feed {
   close(): void {
     this.#closed = true;
     this.#cancelRepair?.();
-    this.#waiting.clear();
+    this.#forgetWaiting();
     this.#ring.reset(this.#head + 1);
     for (const viewer of [...this.#live, ...this.#replays.keys()]) this.detach(viewer);
+  }
+
+  #forgetWaiting(): void {
+    this.#waiting.clear();
+    this.#waitingBytes = 0;
   }
 
   #deliver(frame: Frame): void {
@@ -382,7 +399,7 @@ export class Feed {
     this.#head = log.head;
     this.#known = log.head;
     this.#floor = log.floor;
-    this.#waiting.clear();
+    this.#forgetWaiting();
     this.#ring.reset(log.head + 1);
     this.#ringFilled = false;
     this.#deps.metrics.add('resyncs', { reason }, this.viewers);

@@ -5,12 +5,15 @@ import type { Announcement, Bus } from './bus.js';
 import { type Attached, Feed, type FeedDeps, type FeedLimits } from './feed.js';
 import { type RoomKey, roomOf, tenantOf } from './keys.js';
 import type { RoomHead } from './log.js';
+import { countLimit } from './telemetry.js';
 import type { Viewer } from './viewer.js';
 
 export interface FeedsLimits extends FeedLimits {
   ringBytesTotal: number;
   headCheckMs: number;
   lingerMs: number;
+  /** Rooms open at a time, of all tenants and of one. */
+  roomsOpen: { total: number; perTenant: number };
 }
 
 /** What runs and rooms send into a room of this gateway. */
@@ -41,17 +44,20 @@ interface OpenRoom {
   feed: Feed | undefined;
   /** Events that came while the room opened. */
   early: { epoch: string; seq: number; frame: Frame }[];
+  earlyBytes: number;
   /** Joins under way: the room must not close under them. */
   joining: number;
   cancelLinger: (() => void) | undefined;
 }
 
-const MAX_EARLY = 10_000;
+const FULL_RETRY_MS = 1000;
 
 /** All open rooms of this gateway: opens and closes feeds, checks their heads, keeps their rings within bounds. */
 export class Feeds implements RoomOutput {
   readonly #deps: FeedsDeps;
   readonly #rooms = new Map<RoomKey, OpenRoom>();
+  /** Open rooms of each tenant. */
+  readonly #ofTenant = new Map<string, number>();
   readonly #joined = new Map<Viewer, Set<RoomKey>>();
   readonly #refreshes = new Map<RoomKey, Promise<void>>();
   #companion: RoomCompanion | undefined;
@@ -78,7 +84,7 @@ export class Feeds implements RoomOutput {
     const room = this.#rooms.get(key);
     if (!room) return;
     if (!room.feed) {
-      if (room.early.length < MAX_EARLY) room.early.push({ epoch, seq, frame });
+      this.#keepEarly(room, { epoch, seq, frame });
       return;
     }
     if (epoch !== room.feed.epoch) void this.check();
@@ -105,14 +111,14 @@ export class Feeds implements RoomOutput {
 
   /**
    * Attaches a reader from a position; see {@link Feed.attach}.
-   * @throws TuttiError `log_unavailable` when the room cannot be opened, `not_joined` for a reader that left meanwhile,
-   * `draining`. A reader that had joined before then goes on as it was.
+   * @throws TuttiError `log_unavailable` when the room cannot be opened, `overloaded` and `quota_exceeded` where too many
+   * are open, `not_joined` for a reader that left meanwhile, `draining`. A reader that had joined before then goes on as it was.
    */
   async join(key: RoomKey, viewer: Viewer, from: JoinFrom, attached: (result: Attached) => void): Promise<void> {
+    const room = this.#open(key);
     const joined = this.#joined.get(viewer) ?? new Set();
     this.#joined.set(viewer, joined);
     joined.add(key);
-    const room = this.#open(key);
     room.joining += 1;
     try {
       const feed = await room.opening;
@@ -173,19 +179,44 @@ export class Feeds implements RoomOutput {
       known.cancelLinger = undefined;
       return known;
     }
+    this.#requirePlace(tenantOf(key));
     const room: OpenRoom = {
       opening: Promise.resolve() as never,
       feed: undefined,
       early: [],
+      earlyBytes: 0,
       joining: 0,
       cancelLinger: undefined,
     };
     this.#rooms.set(key, room);
+    this.#ofTenant.set(tenantOf(key), (this.#ofTenant.get(tenantOf(key)) ?? 0) + 1);
     room.opening = this.#openFeed(key, room);
     room.opening.catch(() => {
       if (this.#rooms.get(key) === room) this.#close(key);
     });
     return room;
+  }
+
+  #requirePlace(tenant: string): void {
+    const { roomsOpen } = this.#deps.limits;
+    if (this.#rooms.size >= roomsOpen.total) {
+      const extra = { retryAfterMs: FULL_RETRY_MS, limit: 'rooms_open' } as const;
+      throw new TuttiError('overloaded', 'Too many rooms are open at this gateway; try another, or later.', extra);
+    }
+    if ((this.#ofTenant.get(tenant) ?? 0) >= roomsOpen.perTenant) {
+      const message = `Your tenant has ${roomsOpen.perTenant} rooms open here, which is its limit.`;
+      throw new TuttiError('quota_exceeded', message, { limit: 'rooms_open_tenant' });
+    }
+  }
+
+  /** What finds no room is read from the log when the feed stands. */
+  #keepEarly(room: OpenRoom, event: OpenRoom['early'][number]): void {
+    if (room.earlyBytes + event.frame.length > this.#deps.limits.ringBytes) {
+      countLimit(this.#deps.metrics, 'feed_waiting');
+      return;
+    }
+    room.early.push(event);
+    room.earlyBytes += event.frame.length;
   }
 
   /** Subscribes, then reads: whatever is committed after the read is announced to us, or found by a check. */
@@ -197,6 +228,7 @@ export class Feeds implements RoomOutput {
     room.feed = feed;
     for (const event of room.early) feed.receive(event.epoch, event.seq, event.frame);
     room.early = [];
+    room.earlyBytes = 0;
     return feed;
   }
 
@@ -209,6 +241,9 @@ export class Feeds implements RoomOutput {
     const room = this.#rooms.get(key);
     if (!room) return;
     this.#rooms.delete(key);
+    const left = (this.#ofTenant.get(tenantOf(key)) ?? 0) - 1;
+    if (left > 0) this.#ofTenant.set(tenantOf(key), left);
+    else this.#ofTenant.delete(tenantOf(key));
     room.cancelLinger?.();
     room.feed?.close();
     this.#companion?.closeRoom(key);
@@ -286,6 +321,8 @@ export class Feeds implements RoomOutput {
     for (const { feed } of this.#rooms.values()) {
       if (bytes <= this.#deps.limits.ringBytesTotal) return;
       if (!feed) continue;
+      if (feed.ringBytes === 0) continue;
+      countLimit(this.#deps.metrics, 'ring_total');
       bytes -= feed.ringBytes;
       feed.forget();
     }

@@ -128,7 +128,10 @@ class Table<T> {
     if (!known) {
       const retryAfterMs = this.#ration.take();
       if (retryAfterMs > 0) {
-        throw new TuttiError('overloaded', 'Too many unknown credentials are presented.', { retryAfterMs });
+        throw new TuttiError('overloaded', 'Too many unknown credentials are presented.', {
+          retryAfterMs,
+          limit: 'unknown_credentials',
+        });
       }
     }
     const entry = { generation: this.#generation, row: this.read(name) };

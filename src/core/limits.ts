@@ -1,4 +1,5 @@
 import { TuttiError } from '../errors.js';
+import type { MemoryGuard } from './memory.js';
 import type { Principal } from './principal.js';
 
 /**
@@ -46,24 +47,31 @@ export class ConnectionLimits {
   readonly #tenants = new Map<string, number>();
   readonly #users = new Map<string, number>();
 
-  constructor(private readonly limit: ConnectionLimit) {}
+  constructor(
+    private readonly limit: ConnectionLimit,
+    private readonly memory?: MemoryGuard,
+  ) {}
 
   /**
    * Counts one session in.
    * @returns the release; calling it again does nothing
-   * @throws TuttiError `overloaded` where the gateway is full, `quota_exceeded` where the tenant or the user is
+   * @throws TuttiError `overloaded` where the gateway is full or short of memory, `quota_exceeded` where the tenant or
+   * the user is
    */
   admit(principal: Principal): () => void {
+    this.memory?.check();
     const { tenant } = principal;
     const user = principal.kind === 'user' && tenant !== null ? `${tenant}:${principal.id}` : undefined;
     if (this.#total >= this.limit.total) {
-      throw new TuttiError('overloaded', 'This gateway is full.', { retryAfterMs: 1000 });
+      throw new TuttiError('overloaded', 'This gateway is full.', { retryAfterMs: 1000, limit: 'connections' });
     }
     if (tenant !== null && (this.#tenants.get(tenant) ?? 0) >= this.limit.perTenant) {
-      throw new TuttiError('quota_exceeded', 'Your tenant has too many sessions open.');
+      const message = `Your tenant has ${this.limit.perTenant} sessions open here, which is its limit.`;
+      throw new TuttiError('quota_exceeded', message, { limit: 'sessions_tenant' });
     }
     if (user !== undefined && (this.#users.get(user) ?? 0) >= this.limit.perUser) {
-      throw new TuttiError('quota_exceeded', 'You have too many sessions open.');
+      const message = `You have ${this.limit.perUser} sessions open, which is your limit: close one.`;
+      throw new TuttiError('quota_exceeded', message, { limit: 'sessions_user' });
     }
     this.#total += 1;
     if (tenant !== null) count(this.#tenants, tenant, 1);
@@ -79,7 +87,73 @@ export class ConnectionLimits {
   }
 }
 
-function count(counts: Map<string, number>, key: string, by: 1 | -1): void {
+/** Most that may wait for its answer: commands of one session, their bytes, and the bytes of one tenant here. */
+export interface InFlightLimit {
+  perSession: number;
+  bytesPerSession: number;
+  bytesPerTenant: number;
+}
+
+/** What one session, or one principal over HTTP, has waiting for an answer. */
+export interface Held {
+  count: number;
+  bytes: number;
+}
+
+/** Bounds what commands and requests hold in memory until they are answered, however fast they are sent. */
+export class InFlight {
+  #bytes = 0;
+  readonly #tenants = new Map<string, number>();
+
+  constructor(private readonly limit: InFlightLimit) {}
+
+  /** Of all tenants. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  /**
+   * Counts a command in; {@link end} with the same arguments counts it out. `bytes` is its length as it arrived.
+   * @throws TuttiError `overloaded`; nothing was counted then
+   */
+  begin(own: Held, tenant: string | null, bytes: number): void {
+    const { perSession, bytesPerSession, bytesPerTenant } = this.limit;
+    if (own.count >= perSession) {
+      throw new TuttiError('overloaded', `${perSession} of your commands wait for their answer: wait for some.`, {
+        retryAfterMs: 100,
+        limit: 'in_flight_session',
+      });
+    }
+    // One is always let in, whatever its size: that is bounded elsewhere.
+    if (own.count > 0 && own.bytes + bytes > bytesPerSession) {
+      throw new TuttiError('overloaded', `More than ${bytesPerSession} bytes of yours wait for their answer.`, {
+        retryAfterMs: 100,
+        limit: 'in_flight_bytes_session',
+      });
+    }
+    const tenants = tenant === null ? 0 : (this.#tenants.get(tenant) ?? 0);
+    if (tenants > 0 && tenants + bytes > bytesPerTenant) {
+      throw new TuttiError('overloaded', `More than ${bytesPerTenant} bytes of your tenant wait for their answer.`, {
+        retryAfterMs: 250,
+        limit: 'in_flight_bytes_tenant',
+      });
+    }
+    this.#count(own, tenant, 1, bytes);
+  }
+
+  end(own: Held, tenant: string | null, bytes: number): void {
+    this.#count(own, tenant, -1, bytes);
+  }
+
+  #count(own: Held, tenant: string | null, by: 1 | -1, bytes: number): void {
+    own.count += by;
+    own.bytes += by * bytes;
+    this.#bytes += by * bytes;
+    if (tenant !== null) count(this.#tenants, tenant, by * bytes);
+  }
+}
+
+function count(counts: Map<string, number>, key: string, by: number): void {
   const next = (counts.get(key) ?? 0) + by;
   if (next > 0) counts.set(key, next);
   else counts.delete(key);

@@ -35,6 +35,11 @@ export class Revocations {
     this.#newest = this.#clock.now() - deps.tokenLifeMs;
   }
 
+  /** Revocations kept: those of about the longest life of a token. */
+  get size(): number {
+    return this.#known.size;
+  }
+
   /** Reads for the first time and then every `pollMs`. Resolves after the first read, whether or not it worked. */
   start(): Promise<void> {
     if (this.#state !== 'idle') return Promise.resolve();

@@ -10,6 +10,7 @@ import type { Clock } from './clock.js';
 import type { Feeds } from './feeds.js';
 import { type RoomKey, roomKey, roomOf } from './keys.js';
 import type { EventLog, RoomSummary } from './log.js';
+import type { MemoryGuard } from './memory.js';
 import { actorOf, type Principal, requireRight, tenantOfPrincipal } from './principal.js';
 import type { Metrics } from './telemetry.js';
 import type { Viewer } from './viewer.js';
@@ -30,6 +31,8 @@ export interface RoomsDeps {
   metrics: Metrics;
   clock: Clock;
   limits: { roomsPerSession: number };
+  /** Asked before a reader is let into a room: a replay takes memory. */
+  memory: Pick<MemoryGuard, 'check'>;
 }
 
 const DEFAULT_HISTORY_LIMIT = 100;
@@ -44,7 +47,8 @@ export class Rooms {
 
   /**
    * Joins a reader to a room from a position. `reply` is called once, before the first push of this join.
-   * @throws TuttiError `forbidden`, `quota_exceeded` past the rooms of a session, `log_unavailable`.
+   * @throws TuttiError `forbidden`, `quota_exceeded` past the rooms of a session or of the tenant, `overloaded` past those
+   * of the gateway or while it is short of memory, `log_unavailable`.
    */
   async join(
     principal: Principal,
@@ -55,8 +59,10 @@ export class Rooms {
     const key = roomKey(requireRight(principal, room, 'join'), room);
     const rooms = this.#deps.feeds.roomsOf(viewer);
     if (!rooms.has(key) && rooms.size >= this.#deps.limits.roomsPerSession) {
-      throw new TuttiError('quota_exceeded', `A session joins at most ${this.#deps.limits.roomsPerSession} rooms.`);
+      const message = `A session joins at most ${this.#deps.limits.roomsPerSession} rooms: leave one.`;
+      throw new TuttiError('quota_exceeded', message, { limit: 'rooms_session' });
     }
+    this.#deps.memory.check();
     const started = this.#deps.clock.now();
     await this.#deps.feeds.join(key, viewer, from, (attached) => {
       this.#deps.metrics.observe('join', (this.#deps.clock.now() - started) / 1000, {});

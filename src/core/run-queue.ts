@@ -4,7 +4,7 @@ import { type Clock, every } from './clock.js';
 import { type RoomKey, systemKey } from './keys.js';
 import type { Principal } from './principal.js';
 import type { RunStore, StoredRun } from './run-store.js';
-import type { Logger } from './telemetry.js';
+import type { Logger, Metrics } from './telemetry.js';
 
 /** How often waiting claims look by themselves, should the hint that a run was queued be lost, in ms. */
 const POLL_MS = 1000;
@@ -12,6 +12,7 @@ const POLL_MS = 1000;
 const LINGER_MS = 60_000;
 /** Different lists of models that one key may wait for at a time: each costs a query whenever a run is queued. */
 const KINDS_PER_KEY_MAX = 32;
+const FULL_RETRY_MS = 1000;
 
 /** A claimed run, its input, and when it was asked for by the monotonic clock. */
 export interface Claimed {
@@ -33,13 +34,24 @@ interface Waiter {
 interface QueueLimits {
   leaseMs: number;
   durationMaxMs: number;
+  /** Claims that may wait at a time. */
+  claimsWaitingMax: number;
+}
+
+interface QueueDeps {
+  store: RunStore;
+  bus: Bus;
+  metrics: Metrics;
+  log: Logger;
+  limits: QueueLimits;
+  clock: Clock;
 }
 
 const channelOf = (tenant: string | null): RoomKey => systemKey(tenant ?? '*', 'runs');
 
 /** Claims that wait for a run, first come, first served; woken by hints, with a poll for the hints that are lost. */
 export class RunQueue {
-  readonly #deps: { store: RunStore; bus: Bus; log: Logger; limits: QueueLimits; clock: Clock };
+  readonly #deps: QueueDeps;
   readonly #giveBack: (run: StoredRun) => Promise<void>;
   readonly #waiters = new Set<Waiter>();
   readonly #channels = new Map<RoomKey, number>();
@@ -50,12 +62,10 @@ export class RunQueue {
   #draining = false;
 
   /** `giveBack` gets a run that nobody was left to take. */
-  constructor(
-    deps: { store: RunStore; bus: Bus; log: Logger; limits: QueueLimits; clock: Clock },
-    giveBack: (run: StoredRun) => Promise<void>,
-  ) {
+  constructor(deps: QueueDeps, giveBack: (run: StoredRun) => Promise<void>) {
     this.#deps = deps;
     this.#giveBack = giveBack;
+    deps.metrics.gauge('claims_waiting', () => this.#waiters.size);
   }
 
   start(): void {
@@ -67,7 +77,8 @@ export class RunQueue {
 
   /**
    * Resolves with a run, or with `undefined` after `waitMs`, at the latest when the gateway drains.
-   * @throws TuttiError `draining`; `overloaded` where the key waits for too many different lists of models.
+   * @throws TuttiError `draining`; `overloaded` where too many wait, or the key waits for too many different lists of
+   * models.
    */
   claim(
     worker: Principal,
@@ -75,6 +86,12 @@ export class RunQueue {
     signal: AbortSignal,
   ): Promise<Claimed | undefined> {
     if (this.#draining) throw new TuttiError('draining', 'This gateway is leaving; ask another.');
+    if (this.#waiters.size >= this.#deps.limits.claimsWaitingMax) {
+      throw new TuttiError('overloaded', 'Too many workers wait for a run at this gateway; ask another, or later.', {
+        retryAfterMs: FULL_RETRY_MS,
+        limit: 'claims_waiting',
+      });
+    }
     const { tenant, id } = worker;
     const models = [...new Set(body.models)].sort();
     const kind = `${tenant ?? '*'} ${models.join(' ')}`;
@@ -133,7 +150,8 @@ export class RunQueue {
     for (const waiter of this.#waiters) if (waiter.worker === worker) kinds.add(waiter.kind);
     if (kinds.size > KINDS_PER_KEY_MAX) {
       throw new TuttiError('overloaded', `A key waits for at most ${KINDS_PER_KEY_MAX} different lists of models.`, {
-        retryAfterMs: 1000,
+        retryAfterMs: FULL_RETRY_MS,
+        limit: 'claims_waiting',
       });
     }
   }
@@ -164,7 +182,13 @@ export class RunQueue {
     const asked = clock.monotonic();
     let found: { run: StoredRun; input: unknown } | undefined;
     try {
-      found = await store.claim({ tenant, models, worker, ...limits });
+      found = await store.claim({
+        tenant,
+        models,
+        worker,
+        leaseMs: limits.leaseMs,
+        durationMaxMs: limits.durationMaxMs,
+      });
     } catch (error) {
       log.warn({ err: error }, 'A claim failed.');
       waiter.settle(

@@ -66,11 +66,11 @@ export interface RunStore {
   /**
    * Stores the run and its event `run.created` in one transaction. The same `mid` by the same initiator in the same
    * room gives the first run again, without an event.
-   * @throws TuttiError `quota_exceeded` past the tenant's live runs, `conflict` for a mid of somebody else.
+   * @throws TuttiError `quota_exceeded` past the live runs of the tenant or of the room, `conflict` for a mid of somebody else.
    */
   create(
     run: CreateRun,
-    limits: { livePerTenant: number; maxAttempts: number; queueTtlMs: number },
+    limits: { livePerTenant: number; livePerRoom: number; maxAttempts: number; queueTtlMs: number },
   ): Promise<RunChange>;
   get(tenant: string, run: string): Promise<StoredRun | undefined>;
   /** By id alone: for an operator's worker, which serves all tenants. */

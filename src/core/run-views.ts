@@ -7,14 +7,35 @@ import { type RoomKey, roomKey, tenantOf } from './keys.js';
 import type { RunStore, StoredRun } from './run-store.js';
 import { RunView } from './run-view.js';
 import { type Chunk, chunkOf, newsOf, toRun } from './run-wire.js';
-import type { Logger } from './telemetry.js';
+import { countLimit, type Logger, type Metrics } from './telemetry.js';
 
 /** How long an ended run is remembered, so that a late repeat of its output does not bring it back, in ms. */
 const ENDED_KEPT_MS = 60_000;
 /** Announcements kept while a room or a run is read from the store; what is over heals by the check. */
 const BACKLOG_MAX = 1000;
+/** The same in characters, for each room that opens and for each run. */
+const BACKLOG_MAX_BYTES = 4 * 1024 * 1024;
 
 type Act = (view: RunView) => void;
+
+/** What waits for a room or a run to be read from the store. */
+class Backlog<T> {
+  readonly #kept: T[] = [];
+  #bytes = 0;
+
+  /** @returns `false` where there is no room for it: it is dropped. */
+  add(one: T, bytes: number): boolean {
+    if (this.#kept.length >= BACKLOG_MAX || this.#bytes + bytes > BACKLOG_MAX_BYTES) return false;
+    this.#kept.push(one);
+    this.#bytes += bytes;
+    return true;
+  }
+
+  take(): T[] {
+    this.#bytes = 0;
+    return this.#kept.splice(0);
+  }
+}
 
 interface OpenRoom {
   readonly key: RoomKey;
@@ -23,10 +44,10 @@ interface OpenRoom {
   ready: Promise<void>;
   opened: boolean;
   /** What came while the room was being opened. */
-  readonly backlog: (() => void)[];
+  readonly backlog: Backlog<() => void>;
   readonly views: Map<string, RunView>;
   /** Runs being read from the store, and what is to be done with them then. */
-  readonly loading: Map<string, Act[]>;
+  readonly loading: Map<string, Backlog<Act>>;
   /** Ids of ended runs and when they ended, by the local clock. */
   readonly ended: Map<string, number>;
 }
@@ -35,9 +56,9 @@ interface OpenRoom {
 export class RunViews {
   readonly #rooms = new Map<RoomKey, OpenRoom>();
   readonly #store: RunStore;
-  readonly #deps: { store: RunStore; log: Logger; rooms: RoomOutput; clock: Clock };
+  readonly #deps: { store: RunStore; log: Logger; rooms: RoomOutput; metrics: Metrics; clock: Clock };
 
-  constructor(deps: { store: RunStore; log: Logger; rooms: RoomOutput; clock: Clock }) {
+  constructor(deps: { store: RunStore; log: Logger; rooms: RoomOutput; metrics: Metrics; clock: Clock }) {
     this.#deps = deps;
     this.#store = deps.store;
   }
@@ -54,7 +75,7 @@ export class RunViews {
         holders: 0,
         ready: Promise.resolve(),
         opened: false,
-        backlog: [],
+        backlog: new Backlog(),
         views: new Map(),
         loading: new Map(),
         ended: new Map(),
@@ -92,10 +113,10 @@ export class RunViews {
     if (!room || message.frame === '') return;
     if (message.kind === 'chunk') {
       const chunk = chunkOf(message.key, message.frame);
-      if (chunk) this.#with(room, chunk.run, (view) => view.chunk(chunk));
+      if (chunk) this.#with(room, chunk.run, chunk.frame.length, (view) => view.chunk(chunk));
     } else if (message.kind === 'run') {
       const news = newsOf(message.frame);
-      this.#with(room, message.key, (view) => {
+      this.#with(room, message.key, message.frame.length, (view) => {
         if (news.push === 'run.reset') view.reset(news.payload.attempt, news.payload.reason);
         else view.state(news.payload);
       });
@@ -105,7 +126,7 @@ export class RunViews {
   /** A chunk of a worker that pushes to this gateway. */
   chunk(key: RoomKey, chunk: Chunk): void {
     const room = this.#rooms.get(key);
-    if (room) this.#with(room, chunk.run, (view) => view.chunk(chunk));
+    if (room) this.#with(room, chunk.run, chunk.frame.length, (view) => view.chunk(chunk));
   }
 
   /** A run as the store has just told, `reason` where it starts over. */
@@ -153,7 +174,7 @@ export class RunViews {
       room.views.set(view.id, view);
     }
     room.opened = true;
-    for (const act of room.backlog.splice(0)) act();
+    for (const act of room.backlog.take()) act();
   }
 
   #release(room: OpenRoom): void {
@@ -163,9 +184,9 @@ export class RunViews {
   }
 
   /** Does it with the run's view, when there is one; an ended run has none. */
-  #with(room: OpenRoom, run: string, act: Act): void {
+  #with(room: OpenRoom, run: string, bytes: number, act: Act): void {
     if (!room.opened) {
-      if (room.backlog.length < BACKLOG_MAX) room.backlog.push(() => this.#with(room, run, act));
+      this.#keep(room.backlog, () => this.#with(room, run, bytes, act), bytes);
       return;
     }
     if (room.ended.has(run)) return;
@@ -174,22 +195,29 @@ export class RunViews {
       act(view);
       return;
     }
-    const waiting = room.loading.get(run);
+    let waiting = room.loading.get(run);
     if (!waiting) {
-      room.loading.set(run, [act]);
+      waiting = new Backlog();
+      room.loading.set(run, waiting);
       void this.#load(room, run);
-    } else if (waiting.length < BACKLOG_MAX) waiting.push(act);
+    }
+    this.#keep(waiting, act, bytes);
+  }
+
+  /** What finds no room is healed by the check. */
+  #keep<T>(backlog: Backlog<T>, one: T, bytes: number): void {
+    if (!backlog.add(one, bytes)) countLimit(this.#deps.metrics, 'run_view_backlog');
   }
 
   /** A run that readers were not told of. What it did before is read from the store. */
   async #load(room: OpenRoom, run: string): Promise<void> {
     try {
       const stored = await this.#store.get(tenantOf(room.key), run);
-      const acts = room.loading.get(run) ?? [];
+      const acts = room.loading.get(run)?.take() ?? [];
       room.loading.delete(run);
       if (this.#rooms.get(room.key) !== room || !stored) return;
       this.#stored(room, stored, 'worker_lost');
-      for (const act of acts) this.#with(room, run, act);
+      for (const act of acts) this.#with(room, run, 0, act);
     } catch (error) {
       room.loading.delete(run);
       this.#deps.log.warn({ err: error, run }, 'A run could not be read; the next check will.');
@@ -198,7 +226,7 @@ export class RunViews {
 
   #stored(room: OpenRoom, stored: StoredRun, reason: ResetReason): void {
     if (!room.opened) {
-      if (room.backlog.length < BACKLOG_MAX) room.backlog.push(() => this.#stored(room, stored, reason));
+      this.#keep(room.backlog, () => this.#stored(room, stored, reason), 0);
       return;
     }
     if (room.ended.has(stored.id)) return;

@@ -54,8 +54,6 @@ export class RunWriter {
   /** Number of the part that the worker sends next. */
   accepted: number;
   committed: number;
-  /** Bytes of the parts that are not committed. */
-  bytes = 0;
   /** To be committed at the next opportunity. */
   due = false;
   /** Resolves when the end under way is decided. */
@@ -64,12 +62,16 @@ export class RunWriter {
   leaseUntil: number;
   /** When the worker got the run here, by the monotonic clock. */
   claimedAt: number | undefined;
+  readonly #load: { bytes: number };
+  #bytes = 0;
   readonly #size = new FoldedSize();
   readonly #texts: string[] = [];
   #unsent: Part[] = [];
   #unsentTexts: string[] = [];
 
-  constructor(run: StoredRun, leaseUntil: number) {
+  /** `load` counts the uncommitted bytes of all writers that share it. */
+  constructor(run: StoredRun, leaseUntil: number, load: { bytes: number } = { bytes: 0 }) {
+    this.#load = load;
     this.id = run.id;
     this.tenant = run.tenant;
     this.room = roomKey(run.tenant, run.room);
@@ -80,6 +82,16 @@ export class RunWriter {
     this.accepted = run.committed;
     this.committed = run.committed;
     this.leaseUntil = leaseUntil;
+  }
+
+  /** Bytes of the parts that are not committed. */
+  get bytes(): number {
+    return this.#bytes;
+  }
+
+  #grow(by: number): void {
+    this.#bytes += by;
+    this.#load.bytes += by;
   }
 
   /** Counts output that was committed before this gateway knew the run. */
@@ -107,7 +119,8 @@ export class RunWriter {
     }
     // Cheap while there is room for the parts as they are; else what they fold to decides.
     if (this.#size.bytes + bytes > outputMaxBytes && this.#wouldExceed(fresh, texts, outputMaxBytes)) {
-      throw new TuttiError('payload_too_large', `The output is larger than ${outputMaxBytes} bytes.`);
+      const message = `The output is larger than ${outputMaxBytes} bytes.`;
+      throw new TuttiError('payload_too_large', message, { limit: 'run_output' });
     }
     for (const [at, part] of fresh.entries()) {
       const text = texts[at] ?? '';
@@ -118,7 +131,7 @@ export class RunWriter {
       if (BOUNDARY.test(part.type)) this.due = true;
     }
     this.accepted += fresh.length;
-    this.bytes += bytes;
+    this.#grow(bytes);
     return fresh.length;
   }
 
@@ -168,7 +181,7 @@ export class RunWriter {
       this.leaseUntil = leaseUntil;
       const done = Math.max(0, result.committed - this.committed);
       this.committed += done;
-      for (const text of this.#texts.splice(0, done)) this.bytes -= Buffer.byteLength(text) + 1;
+      for (const text of this.#texts.splice(0, done)) this.#grow(-Buffer.byteLength(text) - 1);
     }
   }
 
@@ -176,7 +189,7 @@ export class RunWriter {
   end(status: Exclude<WriterStatus, 'open' | 'sealed'>): void {
     this.status = status;
     this.due = false;
-    this.bytes = 0;
+    this.#grow(-this.#bytes);
     this.#texts.length = 0;
     this.#unsent = [];
     this.#unsentTexts = [];

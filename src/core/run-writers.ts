@@ -11,13 +11,16 @@ import { RunCommits } from './run-commits.js';
 import type { RunChange, RunStore, StoredRun } from './run-store.js';
 import { type Chunk, chunkKey } from './run-wire.js';
 import { RunWriter } from './run-writer.js';
-import type { Logger, Metrics } from './telemetry.js';
+import { countLimit, type Logger, type Metrics } from './telemetry.js';
 
 export interface WriterLimits {
   leaseMs: number;
   commitMs: number;
   segmentBytes: number;
+  /** Uncommitted output of one run before its pushes wait, in bytes. */
   uncommittedMaxBytes: number;
+  /** Uncommitted output of all runs of a gateway before pushes are refused, in bytes. */
+  uncommittedTotalBytes: number;
   outputMaxBytes: number;
   queueTtlMs: number;
 }
@@ -68,6 +71,8 @@ export class RunWriters {
   readonly #deps: Deps;
   readonly #writers = new Map<string, RunWriter>();
   readonly #commits: RunCommits;
+  /** Uncommitted, of all writers. */
+  readonly #load = { bytes: 0 };
   /** Calls of one run take turns, so that pipelined pushes keep their order. */
   readonly #turns = new Map<string, Promise<unknown>>();
   readonly #listeners = new Map<string, Set<() => void>>();
@@ -85,9 +90,7 @@ export class RunWriters {
       (writer) => this.#settled(writer),
     );
     metrics.gauge('runs_held', () => [...this.#writers.values()].filter(({ status }) => status === 'open').length);
-    metrics.gauge('runs_uncommitted_bytes', () =>
-      [...this.#writers.values()].reduce((sum, { bytes }) => sum + bytes, 0),
-    );
+    metrics.gauge('runs_uncommitted_bytes', () => this.#load.bytes);
   }
 
   start(): void {
@@ -99,7 +102,7 @@ export class RunWriters {
 
   /** A run that was claimed here; `asked` is when, by the monotonic clock. */
   adopt(run: StoredRun, asked: number): void {
-    const writer = new RunWriter(run, asked + this.#deps.limits.leaseMs);
+    const writer = new RunWriter(run, asked + this.#deps.limits.leaseMs, this.#load);
     writer.claimedAt = this.#deps.clock.monotonic();
     this.#hold(writer);
   }
@@ -111,9 +114,17 @@ export class RunWriters {
       let writer = await this.#writer(worker, body.run, body.fence);
       if (writer.status === 'open' && body.n > writer.accepted) writer = await this.#reread(worker, writer);
       const { limits } = this.#deps;
+      if (writer.status === 'open' && writer.bytes >= limits.uncommittedMaxBytes) {
+        countLimit(this.#deps.metrics, 'run_uncommitted');
+      }
       while (writer.status === 'open' && writer.bytes >= limits.uncommittedMaxBytes) {
         writer.due = true;
         await this.#commits.next();
+      }
+      if (writer.status === 'open' && this.#load.bytes >= limits.uncommittedTotalBytes) {
+        this.#commits.all();
+        const extra = { retryAfterMs: limits.commitMs, limit: 'run_uncommitted_total' } as const;
+        throw new TuttiError('overloaded', 'Too much output waits to be committed; send it again later.', extra);
       }
       if (writer.status !== 'open') return this.#refusal(writer);
       this.#accept(writer, body.n, body.parts);
@@ -316,7 +327,7 @@ export class RunWriters {
     const stored = await (worker.tenant === null ? store.find(run) : store.get(worker.tenant, run));
     if (!stored) throw noSuchRun();
     if (stored.fence !== fence || stored.state === 'queued') throw fenced();
-    const writer = new RunWriter(stored, 0);
+    const writer = new RunWriter(stored, 0, this.#load);
     if (isTerminal(stored.state)) {
       writer.end(stored.state === 'cancelled' ? 'cancelled' : 'ended');
       return writer;

@@ -26,6 +26,9 @@ export interface RunLimits extends WriterLimits {
   durationMaxMs: number;
   sweepMs: number;
   livePerTenant: number;
+  livePerRoom: number;
+  /** Claims that may wait for a run at this gateway. */
+  claimsWaitingMax: number;
 }
 
 /** A worker's last word. `n` is how many parts it sent in all, where it says so. */
@@ -71,7 +74,7 @@ export class Runs {
     const { store, bus, rooms, metrics, log, limits, clock } = deps;
     this.#deps = deps;
     this.#newId = deps.newId ?? (() => uuidv7());
-    this.#views = new RunViews({ store, log, rooms, clock });
+    this.#views = new RunViews({ store, log, rooms, metrics, clock });
     this.#writers = new RunWriters({
       store,
       bus,
@@ -81,10 +84,7 @@ export class Runs {
       clock,
       view: (room, chunk) => this.#views.chunk(room, chunk),
     });
-    const { leaseMs, durationMaxMs } = limits;
-    this.#queue = new RunQueue({ store, bus, log, clock, limits: { leaseMs, durationMaxMs } }, (run) =>
-      this.#giveBack(run),
-    );
+    this.#queue = new RunQueue({ store, bus, metrics, log, clock, limits }, (run) => this.#giveBack(run));
   }
 
   /**
@@ -96,11 +96,11 @@ export class Runs {
     { room, model, input, mid }: CommandPayload<'run.create'>,
   ): Promise<{ run: Run; created: boolean }> {
     const tenant = requireRight(principal, room, 'run.create');
-    const { livePerTenant, maxAttempts, queueTtlMs } = this.#deps.limits;
+    const { livePerTenant, livePerRoom, maxAttempts, queueTtlMs } = this.#deps.limits;
     const initiator = actorOf(principal);
     const change = await this.#deps.store.create(
       { id: this.#newId(), tenant, room, model, input, initiator, mid },
-      { livePerTenant, maxAttempts, queueTtlMs },
+      { livePerTenant, livePerRoom, maxAttempts, queueTtlMs },
     );
     if (change.event) {
       this.#count(change.run, 'created');

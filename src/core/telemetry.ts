@@ -1,3 +1,5 @@
+import type { Limit } from '../errors.js';
+
 /** What the core reports. `telemetry/` gives it to pino and Prometheus; tests give it a recorder. */
 
 /** A structured log line. Never a token, a key or the body of a message in `fields`. */
@@ -31,6 +33,10 @@ export const counters = {
   runs: { help: 'Runs by what happened to them.', labels: ['model', 'outcome'] },
   run_parts: { help: 'Parts accepted from workers.', labels: ['model'] },
   http_requests: { help: 'HTTP requests, by route and status.', labels: ['route', 'status'] },
+  limit_reached: {
+    help: 'Times a limit was reached, by limit: something was refused, dropped or made to wait. See docs/LIMITS.md.',
+    labels: ['limit'],
+  },
   rate_limited: { help: 'Commands refused by a rate limit, by whose limit.', labels: ['scope'] },
 } as const satisfies MetricTable;
 
@@ -54,6 +60,14 @@ export const gauges = {
   room_joins: { help: 'Sessions joined to rooms, summed over rooms.', labels: [] },
   ring_bytes: { help: 'Bytes of recent events in memory.', labels: [] },
   append_queue: { help: 'Events waiting for a commit.', labels: [] },
+  append_queue_bytes: { help: 'Length of the events waiting for a commit, in UTF-16 units.', labels: [] },
+  claims_waiting: { help: 'Workers waiting for a run.', labels: [] },
+  database_busy: { help: 'Connections to Postgres in use, those of append lanes left out.', labels: [] },
+  database_waiting: { help: 'Transactions waiting for a connection to Postgres.', labels: [] },
+  http_in_flight: { help: 'HTTP requests that are being served, lasting ones left out.', labels: [] },
+  in_flight_bytes: { help: 'Bytes of commands and requests that wait for their answer.', labels: [] },
+  memory_share: { help: 'Part of the memory that may be used that is in use, 0 to 1.', labels: [] },
+  revocations: { help: 'Revocations kept in memory.', labels: [] },
   runs_held: { help: 'Runs whose worker pushes to this gateway.', labels: [] },
   runs_uncommitted_bytes: { help: 'Run output announced and not yet committed.', labels: [] },
   bus_connected: { help: '1 while announcements flow.', labels: [] },
@@ -68,4 +82,12 @@ export interface Metrics {
   /** `seconds` is a duration in s. */
   observe<N extends keyof typeof histograms>(name: N, seconds: number, labels: LabelsOf<typeof histograms, N>): void;
   gauge<N extends keyof typeof gauges>(name: N, read: () => number): void;
+}
+
+/**
+ * Counts that a limit was reached: every exit to clients calls it with the limit of its refusal, and what drops or cuts
+ * without a refusal calls it itself.
+ */
+export function countLimit(metrics: Metrics, limit: Limit | undefined): void {
+  if (limit !== undefined) metrics.add('limit_reached', { limit });
 }

@@ -13,6 +13,8 @@ export interface AppendLimits {
   lingerMs: number;
   /** Events waiting in all lanes before appends are refused with `overloaded`. */
   queueMax: number;
+  /** Length of the events waiting in all lanes, in UTF-16 units, before appends are refused likewise. */
+  queueBytes: number;
   /** How long an event may wait for its commit, in ms. */
   timeoutMs: number;
 }
@@ -20,9 +22,8 @@ export interface AppendLimits {
 /** Commits a batch over one connection: rejects when nothing, or nobody knows what, was committed. */
 export type Commit = (events: readonly Append[]) => Promise<Outcome[]>;
 
-/** UTF-16 length of the events of one commit, and of all that wait. */
+/** UTF-16 length of the events of one commit. */
 const BATCH_LENGTH = 2 * 1024 * 1024;
-const QUEUE_LENGTH = 64 * 1024 * 1024;
 /** Part of the queue one tenant may fill. */
 const TENANT_SHARE = 0.75;
 const BACKOFF_MIN_MS = 25;
@@ -38,11 +39,14 @@ interface Waiting {
   reject(error: TuttiError): void;
 }
 
-/** What waits in all lanes together. */
-interface Load {
-  events: number;
-  length: number;
-  byTenant: Map<string, number>;
+/** What waits in all lanes together, or of one tenant. */
+class Load {
+  events = 0;
+  length = 0;
+
+  fills(limits: AppendLimits, share: number): boolean {
+    return this.events >= Math.ceil(limits.queueMax * share) || this.length >= limits.queueBytes * share;
+  }
 }
 
 /**
@@ -51,25 +55,27 @@ interface Load {
  */
 export class AppendLanes {
   readonly #limits: AppendLimits;
-  readonly #load: Load = { events: 0, length: 0, byTenant: new Map() };
+  readonly #load = new Load();
+  readonly #tenants = new Map<string, Load>();
   readonly #lanes: Lane[];
   #draining = false;
 
   constructor(commits: readonly Commit[], limits: AppendLimits, metrics: Metrics, log: Logger) {
     this.#limits = limits;
-    this.#lanes = commits.map((commit) => new Lane(commit, limits, this.#load, metrics, log));
+    this.#lanes = commits.map(
+      (commit) => new Lane(commit, limits, (waiting, by) => this.#count(waiting, by), metrics, log),
+    );
     metrics.gauge('append_queue', () => this.#load.events);
+    metrics.gauge('append_queue_bytes', () => this.#load.length);
   }
 
   append(event: Append): Promise<Appended> {
     const lane = this.#lanes[hash(event.tenant, event.room) % this.#lanes.length] as Lane;
     if (this.#draining) return Promise.reject(new TuttiError('draining', 'This gateway is leaving service.'));
-    const { events, length, byTenant } = this.#load;
-    const { queueMax } = this.#limits;
-    const own = byTenant.get(event.tenant) ?? 0;
-    if (events >= queueMax || length >= QUEUE_LENGTH || own >= Math.ceil(queueMax * TENANT_SHARE)) {
+    if (this.#load.fills(this.#limits, 1) || this.#tenants.get(event.tenant)?.fills(this.#limits, TENANT_SHARE)) {
+      const message = 'Too many events wait for their commit; send it again later with the same mid.';
       const retryAfterMs = lane.expectedWaitMs();
-      return Promise.reject(new TuttiError('overloaded', 'Too many events wait for their commit.', { retryAfterMs }));
+      return Promise.reject(new TuttiError('overloaded', message, { retryAfterMs, limit: 'append_queue' }));
     }
     return lane.append(event);
   }
@@ -78,12 +84,23 @@ export class AppendLanes {
     this.#draining = true;
     await Promise.all(this.#lanes.map((lane) => lane.idle()));
   }
+
+  #count({ event: { tenant }, length }: Waiting, by: 1 | -1): void {
+    const own = this.#tenants.get(tenant) ?? new Load();
+    this.#tenants.set(tenant, own);
+    for (const load of [this.#load, own]) {
+      load.events += by;
+      load.length += by * length;
+    }
+    if (own.events === 0) this.#tenants.delete(tenant);
+  }
 }
 
 class Lane {
   readonly #commit: Commit;
   readonly #limits: AppendLimits;
-  readonly #load: Load;
+  /** Told of every event that begins to wait (1) and ends it (-1). */
+  readonly #count: (waiting: Waiting, by: 1 | -1) => void;
   readonly #metrics: Metrics;
   readonly #log: Logger;
   /** Tenants with something queued; the first is served next. */
@@ -96,10 +113,16 @@ class Lane {
   #lastBatchMs = 10;
   #onIdle: (() => void)[] = [];
 
-  constructor(commit: Commit, limits: AppendLimits, load: Load, metrics: Metrics, log: Logger) {
+  constructor(
+    commit: Commit,
+    limits: AppendLimits,
+    count: (waiting: Waiting, by: 1 | -1) => void,
+    metrics: Metrics,
+    log: Logger,
+  ) {
     this.#commit = commit;
     this.#limits = limits;
-    this.#load = load;
+    this.#count = count;
     this.#metrics = metrics;
     this.#log = log;
   }
@@ -152,6 +175,8 @@ class Lane {
       this.#lastBatchMs = performance.now() - began;
       this.#target = Math.min(this.#limits.batchMax, Math.max(1, batch.length, Math.floor(this.#target * 0.9)));
     }
+    // Only such as gave up waiting can be left.
+    this.#queues.clear();
     this.#working = false;
     for (const resolve of this.#onIdle.splice(0)) resolve();
   }
@@ -255,14 +280,6 @@ class Lane {
     clearTimeout(waiting.timer);
     waiting.state = 'done';
     this.#count(waiting, -1);
-  }
-
-  #count({ event, length }: Waiting, by: 1 | -1): void {
-    this.#load.events += by;
-    this.#load.length += by * length;
-    const own = (this.#load.byTenant.get(event.tenant) ?? 0) + by;
-    if (own === 0) this.#load.byTenant.delete(event.tenant);
-    else this.#load.byTenant.set(event.tenant, own);
   }
 }
 

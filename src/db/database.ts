@@ -1,5 +1,7 @@
+import type { Metrics } from '../core/telemetry.js';
 import { TuttiError } from '../errors.js';
 import { Line, type LineOptions, type Sql, type Tx } from './line.js';
+import { GATEWAY, LineTurns } from './line-turns.js';
 import { asDatabaseRefusal } from './refusal.js';
 
 export type { Sql, Tx } from './line.js';
@@ -15,6 +17,9 @@ export interface DatabaseOptions {
   appRole: string;
   /** Longest time for a transaction and its wait for a connection, in ms. Default 8000. */
   timeoutMs?: number;
+  /** Transactions that may wait for a connection. Default 10,000. */
+  waitingMax?: number;
+  metrics?: Metrics;
 }
 
 /** The database as the application sees it: every query runs as a role that owns nothing, for named tenants. */
@@ -22,11 +27,12 @@ export interface Database {
   readonly appRole: string;
   /**
    * Runs a transaction that sees and writes rows of these tenants only. A transaction that takes too long is cut
-   * off and rolled back.
-   * @throws TuttiError `log_unavailable`, also for an unknown outcome of the commit; `bad_request` for refused data;
-   * what `work` throws.
+   * off and rolled back. Connections are given to tenants in turn, and no tenant holds all of them; `turn` is whose
+   * turn it takes, by default that of its only tenant.
+   * @throws TuttiError `log_unavailable`, also for an unknown outcome of the commit; `overloaded` where too many wait
+   * for a connection; `bad_request` for refused data; what `work` throws.
    */
-  withTenants<T>(tenants: Tenants, work: (tx: Tx) => Promise<T>): Promise<T>;
+  withTenants<T>(tenants: Tenants, work: (tx: Tx) => Promise<T>, turn?: 'gateway'): Promise<T>;
   /** Runs statements as the role of the URL, for migrations and checks: not for the application. */
   asOwner<T>(timeoutMs: number, work: (sql: Sql) => Promise<T>): Promise<T>;
   /** A connection of the caller's own, as the role of the URL; closed with the database. */
@@ -39,6 +45,7 @@ export interface Database {
 const CONNECT_TIMEOUT_MS = 5000;
 const CLOSE_TIMEOUT_MS = 2000;
 const HEALTH_TIMEOUT_MS = 2000;
+const WAITING_MAX = 10_000;
 
 /**
  * Opens the database. Behind a pooler such as PgBouncer, prepared statements are left out; nothing is ever set for a
@@ -66,16 +73,11 @@ async function isPooled(options: LineOptions): Promise<boolean> {
   }
 }
 
-interface Waiting {
-  give(line: Line): void;
-}
-
 class LinePool implements Database {
   readonly appRole: string;
   readonly #line: LineOptions;
   readonly #timeoutMs: number;
-  readonly #idle: Line[] = [];
-  readonly #waiting = new Set<Waiting>();
+  readonly #turns: LineTurns;
   readonly #owned = new Set<Line>();
   readonly #health: Line;
   #probe: Promise<boolean> | undefined;
@@ -85,14 +87,20 @@ class LinePool implements Database {
     this.appRole = options.appRole;
     this.#timeoutMs = options.timeoutMs ?? 8000;
     this.#line = line;
-    for (let i = 0; i < options.poolSize; i++) this.#idle.push(this.dedicated());
+    const lines = Array.from({ length: options.poolSize }, () => this.dedicated());
+    const waitingMax = options.waitingMax ?? WAITING_MAX;
+    const turns = new LineTurns(lines, { waitingMax, timeoutMs: this.#timeoutMs });
+    this.#turns = turns;
+    options.metrics?.gauge('database_busy', () => turns.busy);
+    options.metrics?.gauge('database_waiting', () => turns.waiting);
     this.#health = this.dedicated();
   }
 
-  async withTenants<T>(tenants: Tenants, work: (tx: Tx) => Promise<T>): Promise<T> {
+  async withTenants<T>(tenants: Tenants, work: (tx: Tx) => Promise<T>, turn?: 'gateway'): Promise<T> {
     const setting = tenants === '*' ? '*' : tenants.join(',');
     const deadline = Date.now() + this.#timeoutMs;
-    const line = await this.#take();
+    const [only] = turn === undefined && tenants !== '*' && tenants.length === 1 ? tenants : [];
+    const { line, done } = await this.#turns.take(only ?? GATEWAY);
     // The line is free again only when the work has truly ended: a statement of an abandoned transaction must never
     // run on a connection somebody else has.
     const parts: Promise<unknown>[] = [];
@@ -112,7 +120,7 @@ class LinePool implements Database {
       abandoned = true;
       throw asDatabaseRefusal(error);
     } finally {
-      void Promise.allSettled(parts).then(() => this.#give(line));
+      void Promise.allSettled(parts).then(done);
     }
   }
 
@@ -161,32 +169,5 @@ class LinePool implements Database {
   async close(): Promise<void> {
     this.#closed = true;
     await Promise.all([...this.#owned].map((line) => line.close(CLOSE_TIMEOUT_MS)));
-  }
-
-  #take(): Promise<Line> {
-    const line = this.#idle.pop();
-    if (line) return Promise.resolve(line);
-    return new Promise((resolve, reject) => {
-      const waiting: Waiting = {
-        give: (given) => {
-          clearTimeout(timer);
-          resolve(given);
-        },
-      };
-      const timer = setTimeout(() => {
-        this.#waiting.delete(waiting);
-        reject(new TuttiError('log_unavailable', 'All connections to the database are busy.'));
-      }, this.#timeoutMs);
-      this.#waiting.add(waiting);
-    });
-  }
-
-  #give(line: Line): void {
-    for (const waiting of this.#waiting) {
-      this.#waiting.delete(waiting);
-      waiting.give(line);
-      return;
-    }
-    this.#idle.push(line);
   }
 }

@@ -45,6 +45,7 @@ export function createRunStore(database: Database): RunStore {
             where (m.tenant_id, m.name) in (select * from unnest(${textArray(tenants)}::text[], ${textArray(names)}::text[]))
               and r.state in ('queued', 'claimed', 'streaming')
             order by r.created_at, r.id`,
+          rooms.length > 1 ? 'gateway' : undefined,
         );
         live.push(...rows.map(storedRun));
       }
@@ -132,7 +133,7 @@ async function find(tx: Tx, run: string): Promise<StoredRun | undefined> {
 async function create(
   tx: Tx,
   run: CreateRun,
-  limits: { livePerTenant: number; maxAttempts: number; queueTtlMs: number },
+  limits: { livePerTenant: number; livePerRoom: number; maxAttempts: number; queueTtlMs: number },
 ): Promise<RunChange> {
   const { id, tenant, room, model, initiator, mid } = run;
   // One creation of a tenant at a time: else two could both see the last free place, or neither see the other's mid.
@@ -145,11 +146,20 @@ async function create(
       return { run: storedRun(first) };
     }
   }
-  const [now] = await tx<{ live: number; at: number }[]>`
-    select count(*)::integer as live, floor(extract(epoch from clock_timestamp()) * 1000)::bigint as at
+  const [now] = await tx<{ live: number; here: number; at: number }[]>`
+    select count(*)::integer as live,
+      (count(*) filter (where room_id = (select id from tutti.rooms where tenant_id = ${tenant} and name = ${room})))::integer as here,
+      floor(extract(epoch from clock_timestamp()) * 1000)::bigint as at
     from tutti.runs where tenant_id = ${tenant} and state in ('queued', 'claimed', 'streaming')`;
   if (!now) throw new TuttiError('internal', 'Internal error.');
-  if (now.live >= limits.livePerTenant) throw new TuttiError('quota_exceeded', 'Too many runs are queued or running.');
+  if (now.live >= limits.livePerTenant) {
+    const message = `Your tenant has ${limits.livePerTenant} runs queued or running, which is its limit: wait for some to end.`;
+    throw new TuttiError('quota_exceeded', message, { limit: 'runs_tenant' });
+  }
+  if (now.here >= limits.livePerRoom) {
+    const message = `This room has ${limits.livePerRoom} runs queued or running, which is its limit: wait for some to end.`;
+    throw new TuttiError('quota_exceeded', message, { limit: 'runs_room' });
+  }
   const stored: StoredRun = {
     id,
     tenant,
@@ -226,6 +236,7 @@ async function commit(database: Database, pieces: readonly Piece[], leaseMs: num
         ${numbers((piece) => piece.attempt ?? null)}::integer[], ${numbers((piece) => piece.fence)}::integer[],
         ${numbers((piece) => piece.n ?? 0)}::integer[], ${numbers((piece) => piece.count ?? 0)}::integer[],
         ${texts((piece) => piece.parts ?? '[]')}::text[], ${leaseMs}::integer)`,
+    pieces.length > 1 ? 'gateway' : undefined,
   );
   const results = new Map(rows.map((row) => [row.ordinal, row]));
   return pieces.map((_, at): CommitResult => {

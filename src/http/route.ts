@@ -48,6 +48,8 @@ interface Spec<A extends Access, P extends z.ZodObject, Q extends z.ZodObject, S
   summary: string;
   description?: string;
   access: A;
+  /** A stream, a claim that waits, a body that stays open: counted as a session, not as a request being served. */
+  lasting?: true;
   params?: P;
   query?: Q;
   /** Headers of its own, for the documentation; the handler reads them. */

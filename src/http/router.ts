@@ -1,6 +1,7 @@
 import type { HttpRequest, HttpResponse } from 'uWebSockets.js';
+import type { Held, InFlight } from '../core/limits.js';
 import type { Principal } from '../core/principal.js';
-import type { Logger, Metrics } from '../core/telemetry.js';
+import { countLimit, type Logger, type Metrics } from '../core/telemetry.js';
 import { asTuttiError, type ErrorCode, TuttiError } from '../errors.js';
 import { Body } from './body.js';
 import { ClientGone, Exchange, readHead } from './exchange.js';
@@ -15,6 +16,11 @@ import type { StaticFiles } from './static.js';
 export interface RouterDeps {
   auth: AuthPort;
   rates: Rates;
+  inFlight: InFlight;
+  /** Requests being served at a time; lasting ones are sessions and not counted here. */
+  requestsMax: number;
+  /** How many requests last. */
+  lasting(): number;
   files: StaticFiles;
   metrics: Metrics;
   log: Logger;
@@ -34,6 +40,9 @@ type Match = { route: Route; params: Record<string, string> };
 /** Operations that balancers and scrapers repeat all day: logged at `debug`. */
 const QUIET = new Set(['/healthz', '/readyz', '/metrics']);
 
+/** When a client may try again that finds the gateway busy, in ms. */
+const BUSY_RETRY_MS = 1000;
+
 /** uWS takes headers of any size that arrive in one piece. A token has 16 KiB at most, see `session.refresh`. */
 const MAX_HEADER_SIZE = 24 * 1024;
 
@@ -50,9 +59,13 @@ function requireContentType(body: Route['body'], given: string | undefined): voi
 export class Router {
   readonly #entries = new Map<number, Entry[]>();
   readonly #deps: RouterDeps;
+  /** Requests that are not finished, lasting ones too. */
+  #requests = 0;
+  readonly #held = new Map<string, Held>();
 
   constructor(routes: readonly Route[], deps: RouterDeps) {
     this.#deps = deps;
+    deps.metrics.gauge('http_in_flight', () => this.#serving);
     for (const route of routes) {
       const segments = route.path.split('/').slice(1);
       const list = this.#entries.get(segments.length) ?? [];
@@ -70,7 +83,11 @@ export class Router {
     if (this.#deps.leaving()) exchange.lastOfConnection();
     for (const [name, value] of SECURITY_HEADERS) exchange.setHeader(name, value);
     const seen: Seen = { id, startedAt, route: 'none', principal: undefined, code: undefined };
-    exchange.onFinished(() => this.#finished(exchange, seen));
+    this.#requests += 1;
+    exchange.onFinished(() => {
+      this.#requests -= 1;
+      this.#finished(exchange, seen);
+    });
     this.#serve(exchange, body, seen).catch((thrown) => this.#failed(exchange, seen, thrown));
   }
 
@@ -99,7 +116,11 @@ export class Router {
       return this.#wrongMethod(exchange, found);
     const { route } = match;
     seen.route = route.path;
-    if (route.access !== 'public') seen.principal = await this.#authenticate(exchange, route.access);
+    if (route.access !== 'public') {
+      this.#requirePlace();
+      seen.principal = await this.#authenticate(exchange, route.access);
+      if (!route.lasting) this.#count(exchange, seen.principal);
+    }
     requireContentType(route.body, head.headers.get('content-type'));
     const reply = await route.serve({
       exchange,
@@ -148,6 +169,35 @@ export class Router {
     return principal;
   }
 
+  get #serving(): number {
+    return this.#requests - this.#deps.lasting();
+  }
+
+  /** Operations such as `/healthz` are served all the same. @throws TuttiError `overloaded` */
+  #requirePlace(): void {
+    if (this.#serving <= this.#deps.requestsMax) return;
+    throw new TuttiError('overloaded', 'This gateway serves as many requests as it can; try another, or later.', {
+      retryAfterMs: BUSY_RETRY_MS,
+      limit: 'http_requests',
+    });
+  }
+
+  /** Counts a request and its body until it is answered. @throws TuttiError `overloaded` */
+  #count(exchange: Exchange, principal: Principal): void {
+    const { method, headers } = exchange.head;
+    const { inFlight, maxBodyBytes } = this.#deps;
+    const length = Number(headers.get('content-length') ?? Number.NaN);
+    const bytes = method !== 'POST' ? 0 : length >= 0 && length <= maxBodyBytes ? length : maxBodyBytes;
+    const key = `${principal.tenant ?? ''} ${principal.kind} ${principal.id}`;
+    const held = this.#held.get(key) ?? { count: 0, bytes: 0 };
+    inFlight.begin(held, principal.tenant, bytes);
+    this.#held.set(key, held);
+    exchange.onFinished(() => {
+      inFlight.end(held, principal.tenant, bytes);
+      if (held.count === 0) this.#held.delete(key);
+    });
+  }
+
   #wrongMethod(exchange: Exchange, found: readonly Match[]): void {
     const allow = [...found.map(({ route }) => route.method), 'OPTIONS'].join(', ');
     const error = new TuttiError('bad_request', `This route takes ${allow}.`);
@@ -158,6 +208,7 @@ export class Router {
     if (thrown instanceof ClientGone) return;
     const error = asTuttiError(thrown);
     seen.code = error.code;
+    countLimit(this.#deps.metrics, error.limit);
     if (error.code === 'internal') {
       this.#deps.log.error({ request: seen.id, route: seen.route, err: error.cause ?? error }, 'HTTP handler failed');
     }

@@ -1,6 +1,7 @@
 import type { TemplatedApp } from 'uWebSockets.js';
 import type { Registry } from 'prom-client';
 import type { RoomKey } from '../core/keys.js';
+import type { InFlight } from '../core/limits.js';
 import type { Logger, Metrics } from '../core/telemetry.js';
 import type { Outlet, Viewer } from '../core/viewer.js';
 import { TuttiError } from '../errors.js';
@@ -22,6 +23,8 @@ import { StaticFiles } from './static.js';
 export interface HttpLimits {
   /** Largest JSON body, in bytes. */
   maxBodyBytes: number;
+  /** Requests served at a time, lasting ones left out. */
+  requestsMax: number;
   /** What a stream may have waiting for a slow reader before it is cut, in bytes. */
   streamBufferBytes: number;
   /** Requests per second of one principal and of one tenant; twice as many in a burst. */
@@ -45,6 +48,8 @@ export interface HttpDeps {
   webDir?: string;
   /** Counts streams together with sockets. */
   connections?: ConnectionsPort;
+  /** Counts what waits for an answer together with the commands of sockets. */
+  inFlight: InFlight;
   /** Ends streams, claims and worker bodies whose credential is revoked. */
   revocations?: RevocationsPort;
   /** Routes beyond the contract, such as those of the demo. They are described with the others. */
@@ -116,6 +121,9 @@ export function mountHttp(app: TemplatedApp, deps: HttpDeps): HttpServer {
   const router = new Router([...routes, ...documentationRoutes(routes)], {
     auth,
     rates: new Rates(limits, metrics),
+    inFlight: deps.inFlight,
+    requestsMax: limits.requestsMax,
+    lasting: () => standing.size,
     files: new StaticFiles(deps.webDir),
     metrics,
     log,

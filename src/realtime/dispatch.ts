@@ -1,5 +1,6 @@
 import type { Socket } from 'socket.io';
-import type { Logger, Metrics } from '../core/telemetry.js';
+import type { InFlight } from '../core/limits.js';
+import { countLimit, type Logger, type Metrics } from '../core/telemetry.js';
 import { asTuttiError, TuttiError } from '../errors.js';
 import type { Session } from './session.js';
 
@@ -22,12 +23,10 @@ export type Command = (session: Session, payload: unknown, reply: Reply) => Prom
 export interface DispatchDeps {
   metrics: Metrics;
   log: Logger;
+  inFlight: InFlight;
   /** Throws `rate_limited`, or lets the command through. */
   limit(session: Session): void;
 }
-
-/** Commands of one session that may wait for their answer at a time. */
-const IN_FLIGHT_MAX = 1000;
 
 /** An answer as it stands on the wire. Written as text so that stored JSON goes out without being parsed. */
 const ackFrame = (namespace: string, id: number, answer: string): string =>
@@ -84,24 +83,26 @@ export class Dispatch {
       if (packet.id !== undefined) session.link.send(ackFrame(session.namespace, packet.id, text));
     };
     if (session.state !== 'active') return;
-    session.inFlight += 1;
+    const { inFlight, limit, metrics, log } = this.deps;
+    const { tenant } = session.principal;
+    const bytes = session.link.received;
+    let counted = false;
     try {
-      // Bounds what the payloads of one session can hold in memory, however fast it sends without waiting.
-      if (session.inFlight > IN_FLIGHT_MAX) {
-        throw new TuttiError('overloaded', 'Too many commands wait for their answer.', { retryAfterMs: 100 });
-      }
-      this.deps.limit(session);
+      inFlight.begin(session.inFlight, tenant, bytes);
+      counted = true;
+      limit(session);
       if (!command) throw new TuttiError('bad_request', 'There is no such command.');
       await command(session, payloadOf(args), (json) => answer('ok', withOk(json)));
       if (!answered) throw new Error(`${String(name)} left without an answer`);
     } catch (thrown) {
       const refusal = asTuttiError(thrown);
       if (refusal.code === 'internal') {
-        this.deps.log.error({ ...session.fields, command: String(name), err: refusal.cause }, 'command failed');
+        log.error({ ...session.fields, command: String(name), err: refusal.cause }, 'command failed');
       }
+      countLimit(metrics, refusal.limit);
       answer(refusal.code, `{"ok":false,"error":${JSON.stringify(refusal.toWire())}}`);
     } finally {
-      session.inFlight -= 1;
+      if (counted) inFlight.end(session.inFlight, tenant, bytes);
     }
   }
 }

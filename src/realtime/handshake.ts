@@ -1,6 +1,6 @@
 import type { Socket } from 'socket.io';
 import type { Principal } from '../core/principal.js';
-import type { Logger, Metrics } from '../core/telemetry.js';
+import { countLimit, type Logger, type Metrics } from '../core/telemetry.js';
 import { asTuttiError, TuttiError } from '../errors.js';
 import type { Link, LinkData } from './link.js';
 import { Session, type Sessions } from './session.js';
@@ -102,6 +102,7 @@ export function handshake(namespace: '/' | '/worker', deps: HandshakeDeps) {
       (thrown: unknown) => {
         const refusal = asTuttiError(thrown);
         deps.metrics.add('connection_refusals', { code: refusal.code });
+        countLimit(deps.metrics, refusal.limit);
         // socket.io-client comes back by itself from a lost connection, from a refusal it does not.
         if (refusal.code === 'draining') socket.conn.close();
         if (refusal.code === 'internal') deps.log.error({ err: refusal.cause, namespace }, 'handshake failed');

@@ -27,8 +27,10 @@ const FLOOD_WINDOW_MS = 1000;
 export class Link {
   /** Set once the client presented itself; until then only Engine.IO knows the connection. */
   connection: Connection | undefined;
-  /** A worker's connection: its pace is bounded by its runs, not by a count of messages. */
-  trusted = false;
+  /** Messages a second before the connection is closed as hostile, where they are more than a client's. */
+  pace = 0;
+  /** Bytes of the last message that arrived: Socket.IO hands on what is in it before the next is read. */
+  received = 0;
   /** Namespaces that are being or have been entered; one socket each. */
   readonly namespaces = new Set<string>();
   /** Bytes waiting when last looked at, or `Infinity` once a frame was dropped. */
@@ -117,7 +119,7 @@ export class Link {
       this.#messages = 0;
     }
     this.#messages += 1;
-    return !this.trusted && this.#messages > max;
+    return this.#messages > Math.max(max, this.pace);
   }
 
   /** Ends the socket at once, without Engine.IO's consent; its close handler runs before this returns. */

@@ -2,8 +2,9 @@ import type uWS from 'uWebSockets.js';
 import { Server, type Socket } from 'socket.io';
 import type { Revocation } from '../core/directory.js';
 import type { RoomKey } from '../core/keys.js';
+import type { InFlight } from '../core/limits.js';
 import type { Principal } from '../core/principal.js';
-import type { Logger, Metrics } from '../core/telemetry.js';
+import { countLimit, type Logger, type Metrics } from '../core/telemetry.js';
 import type { Outlet, Viewer } from '../core/viewer.js';
 import { encodePush, type Frame } from '../protocol/frames.js';
 import { Backlog } from './backlog.js';
@@ -24,6 +25,8 @@ export interface SocketServerOptions extends Omit<UpgradeOptions, 'maxMessagesPe
   /** Time a socket has to present its credential, in ms. */
   connectTimeoutMs: number;
   rates: CommandRates;
+  /** The same for workers, which push output. */
+  workerRates: CommandRates;
   times: SessionTimes;
   /** What `session.ready` tells clients about their limits. */
   announced: Record<string, number>;
@@ -35,6 +38,7 @@ export interface SocketServerDeps {
   runs: HandlerDeps['runs'] & WorkerRuns;
   auth: Credentials;
   admission: Admission;
+  inFlight: InFlight;
   revocations: {
     onRevoked(listener: (revocation: Revocation) => void): void;
     applies(revocation: Revocation, principal: Principal): boolean;
@@ -49,8 +53,7 @@ export interface SocketServerDeps {
 }
 
 /** Messages a second of one connection, over its rate of commands: heartbeats, acks and the slack before a close. */
-const MESSAGES_PER_COMMAND = 20;
-const MESSAGES_AT_LEAST = 200;
+const messagesOf = ({ perSession }: CommandRates): number => perSession * 20 + 200;
 
 /** Socket.IO on uWebSockets.js: sessions of clients at `/` and of workers at `/worker`. */
 export class SocketServer implements Outlet {
@@ -58,6 +61,7 @@ export class SocketServer implements Outlet {
   readonly #io: Server;
   readonly #sessions: Sessions;
   readonly #limits: CommandLimits;
+  readonly #workerLimits: CommandLimits;
   readonly #control: ControlPlane;
   readonly #links: ReadonlySet<Link>;
   readonly #backlog: Backlog;
@@ -69,6 +73,7 @@ export class SocketServer implements Outlet {
     const { options, log, metrics } = deps;
     this.#sessions = new Sessions(options.times, log);
     this.#limits = new CommandLimits(options.rates, metrics);
+    this.#workerLimits = new CommandLimits(options.workerRates, metrics);
     this.#control = new ControlPlane(deps.redis, log);
     const control = this.#control;
     this.#io = new Server({
@@ -83,13 +88,16 @@ export class SocketServer implements Outlet {
         return control.adapter(namespace);
       },
     });
-    const maxMessagesPerSecond = options.rates.perSession * MESSAGES_PER_COMMAND + MESSAGES_AT_LEAST;
+    const maxMessagesPerSecond = messagesOf(options.rates);
     const { guarded, links } = guardApp(
       deps.app,
       { ...options, maxMessagesPerSecond },
       {
         draining: () => this.#state !== 'open',
-        refused: (code) => metrics.add('connection_refusals', { code }),
+        refused: (code) => {
+          metrics.add('connection_refusals', { code });
+          if (code === 'overloaded') countLimit(metrics, 'connections');
+        },
         cut: (link) => {
           const slow = this.#backlog.cut(link);
           if (slow) metrics.add('slow_closes', {});
@@ -112,7 +120,9 @@ export class SocketServer implements Outlet {
   /** Begins to watch for ended and revoked tokens. */
   start(): void {
     const { revocations } = this.#deps;
-    this.#sessions.start(() => this.#limits.sweep(Date.now()));
+    this.#sessions.start(() => {
+      for (const limits of [this.#limits, this.#workerLimits]) limits.sweep(Date.now());
+    });
     revocations.onRevoked((revocation) => {
       this.#endRevoked(revocation);
       this.#control.revoked(revocation, Date.now());
@@ -153,7 +163,7 @@ export class SocketServer implements Outlet {
 
   #serveRooms(): void {
     const { rooms, metrics, log, nodeId, options } = this.#deps;
-    const dispatch = new Dispatch(roomCommands(this.#deps), this.#dispatchDeps());
+    const dispatch = new Dispatch(roomCommands(this.#deps), this.#dispatchDeps(this.#limits));
     this.#serve('/', dispatch, {
       open(session) {
         const { id, tenant, expiresAt = 0, capabilities } = session.principal;
@@ -171,20 +181,20 @@ export class SocketServer implements Outlet {
   }
 
   #serveWorkers(): void {
-    const { runs, metrics, log } = this.#deps;
+    const { runs, metrics, log, options } = this.#deps;
+    const pace = messagesOf(options.workerRates);
     const seats = new WeakMap<Session, WorkerSeat>();
     const seatOf = (session: Session): WorkerSeat => {
       const seat = seats.get(session);
       if (!seat) throw new Error('a worker without a seat');
       return seat;
     };
-    // A worker's pace is bounded by its runs, which make it wait; the commands of clients are counted.
-    const dispatch = new Dispatch(runCommands(runs, seatOf), { metrics, log, limit: () => undefined });
+    const dispatch = new Dispatch(runCommands(runs, seatOf), this.#dispatchDeps(this.#workerLimits));
     this.#serve('/worker', dispatch, {
       open(session, socket) {
         const seat = new WorkerSeat(runs, log);
         seats.set(session, seat);
-        session.link.trusted = true;
+        session.link.pace = pace;
         socket.conn.on('heartbeat', () => void seat.renew(session));
         metrics.add('connections', { namespace: '/worker' });
         log.info(session.fields, 'worker connected');
@@ -223,9 +233,9 @@ export class SocketServer implements Outlet {
     });
   }
 
-  #dispatchDeps(): DispatchDeps {
-    const { metrics, log } = this.#deps;
-    return { metrics, log, limit: (session) => this.#limits.take(session) };
+  #dispatchDeps(limits: CommandLimits): DispatchDeps {
+    const { metrics, log, inFlight } = this.#deps;
+    return { metrics, log, inFlight, limit: (session) => limits.take(session) };
   }
 
   #endRevoked(revocation: Revocation): void {

@@ -1,5 +1,5 @@
 import { pauseBeforeReturn, spread } from '../core/departure.js';
-import type { TokenBucket } from '../core/limits.js';
+import type { Held, TokenBucket } from '../core/limits.js';
 import type { Principal } from '../core/principal.js';
 import type { Logger } from '../core/telemetry.js';
 import { TuttiError } from '../errors.js';
@@ -26,7 +26,7 @@ export class Session {
   readonly viewer: SocketViewer;
   spent: Spent | undefined;
   /** Commands that wait for their answer. */
-  inFlight = 0;
+  readonly inFlight: Held = { count: 0, bytes: 0 };
   #noticed = false;
 
   constructor(

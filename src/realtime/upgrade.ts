@@ -1,4 +1,5 @@
 import type uWS from 'uWebSockets.js';
+import { errors } from '../errors.js';
 import { Link, type LinkData } from './link.js';
 
 export interface UpgradeOptions {
@@ -14,7 +15,7 @@ export interface UpgradeOptions {
 
 export interface UpgradeHooks {
   draining(): boolean;
-  refused(code: 'bad_request' | 'forbidden' | 'quota_exceeded' | 'draining'): void;
+  refused(code: 'bad_request' | 'forbidden' | 'overloaded' | 'draining'): void;
   /** Whether a connection that ended without a goodbye was cut for reading too slowly. */
   cut(link: Link): boolean;
   flooded(): void;
@@ -26,18 +27,28 @@ export function originAllowed(origin: string, host: string, allowed: readonly st
   return URL.canParse(origin) && new URL(origin).host === host.toLowerCase();
 }
 
+/** When a client may try again that finds the gateway full, in ms. */
+const FULL_RETRY_MS = 1000;
+
 const refusals = {
   bad_request: '400 Bad Request',
   forbidden: '403 Forbidden',
-  quota_exceeded: '503 Service Unavailable',
+  overloaded: '503 Service Unavailable',
   draining: '503 Service Unavailable',
 } as const;
 
 function refuse(res: uWS.HttpResponse, code: keyof typeof refusals, message: string): void {
-  const retryable = code === 'draining';
+  const full = code === 'overloaded';
+  const refusal = {
+    code,
+    message,
+    retryable: errors[code].retryable,
+    ...(full ? { retryAfterMs: FULL_RETRY_MS } : {}),
+  };
   res.cork(() => {
     res.writeStatus(refusals[code]).writeHeader('Content-Type', 'application/json');
-    res.end(JSON.stringify({ code, message, retryable }));
+    if (full) res.writeHeader('Retry-After', String(FULL_RETRY_MS / 1000));
+    res.end(JSON.stringify(refusal));
   });
 }
 
@@ -58,7 +69,7 @@ export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, hooks: 
       return ['forbidden', 'Pages of this origin may not open sockets here.'];
     }
     if (hooks.draining()) return ['draining', 'This gateway is leaving; connect again.'];
-    if (links.size >= options.maxConnections) return ['quota_exceeded', 'This gateway is full.'];
+    if (links.size >= options.maxConnections) return ['overloaded', 'This gateway is full.'];
     return undefined;
   };
 
@@ -95,6 +106,7 @@ export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, hooks: 
             link.terminate();
             return;
           }
+          if (link) link.received = message.byteLength;
           behavior.message?.(ws, message, isBinary);
         },
         drain: (ws) => ws.getUserData().link?.onDrain(),

@@ -16,6 +16,7 @@ export const limits: FeedsLimits = {
   ringBytesTotal: 64 * 1024,
   headCheckMs: 1000,
   lingerMs: 500,
+  roomsOpen: { total: 1000, perTenant: 1000 },
 };
 
 /** A world with one room `r` of tenant `t` and some gateways. */

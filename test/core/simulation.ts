@@ -109,6 +109,7 @@ export class SimGateway {
       bus,
       metrics,
       clock,
+      memory: { check: () => undefined },
       limits: { roomsPerSession: 100 },
     });
     bus.onMessage((room, message) => {

@@ -20,7 +20,14 @@ export class Counts implements Metrics {
   }
 }
 
-export const appendLimits: AppendLimits = { lanes: 3, batchMax: 64, lingerMs: 1, queueMax: 10_000, timeoutMs: 8000 };
+export const appendLimits: AppendLimits = {
+  lanes: 3,
+  batchMax: 64,
+  lingerMs: 1,
+  queueMax: 10_000,
+  queueBytes: 64 * 1024 * 1024,
+  timeoutMs: 8000,
+};
 
 /** A migrated database with tenants `a`, `b`, `c`. */
 export async function opened(url: string, timeoutMs = 8000): Promise<Database> {

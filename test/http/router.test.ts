@@ -94,6 +94,7 @@ describe('the way of a request', () => {
   test('a flood is refused with the time to wait, not served', async () => {
     const limited = await standUp({
       limits: {
+        requestsMax: 1000,
         maxBodyBytes: 80_000,
         streamBufferBytes: 80_000,
         commandsPerSecond: 1,

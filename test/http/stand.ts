@@ -2,6 +2,7 @@ import uWS, { type TemplatedApp, type us_listen_socket } from 'uWebSockets.js';
 import { randomUUID } from 'node:crypto';
 import { connect, type Socket } from 'node:net';
 import { type RoomKey, roomKey } from '../../src/core/keys.js';
+import { InFlight } from '../../src/core/limits.js';
 import { actorOf, type Principal, requireRight, tenantOfPrincipal } from '../../src/core/principal.js';
 import type { Viewer } from '../../src/core/viewer.js';
 import { TuttiError } from '../../src/errors.js';
@@ -269,8 +270,10 @@ export async function standUp(options: Partial<HttpDeps> = {}): Promise<Stand> {
       ready: async () => ({ ready: health.ready, reasons: health.ready ? [] : ['Postgres does not answer'] }),
     },
     allowedOrigins: ['https://app.example'],
+    inFlight: new InFlight({ perSession: 1000, bytesPerSession: 2 ** 24, bytesPerTenant: 2 ** 27 }),
     limits: {
       maxBodyBytes: 256 * 1024,
+      requestsMax: 1000,
       streamBufferBytes: 1024 * 1024,
       commandsPerSecond: 10_000,
       tenantCommandsPerSecond: 100_000,

@@ -125,7 +125,8 @@ test('a full gateway answers 503 before the upgrade, and serves again when someb
   const second = new RawClient(full.port);
   second.upgrade();
   await second.until('HTTP/1.1 503');
-  expect(second.received).toContain('"code":"quota_exceeded"');
+  expect(second.received).toContain('"code":"overloaded","message":"This gateway is full.","retryable":true');
+  expect(second.received).toContain('Retry-After: 1');
   second.socket.destroy();
   first.close();
   await expect

@@ -3,7 +3,7 @@ import { EventEmitter } from 'node:events';
 import { Socket as TcpSocket } from 'node:net';
 import type { Revocation } from '../../src/core/directory.js';
 import { roomKey } from '../../src/core/keys.js';
-import { ConnectionLimits } from '../../src/core/limits.js';
+import { ConnectionLimits, InFlight } from '../../src/core/limits.js';
 import { actorOf, type Principal, requireRight } from '../../src/core/principal.js';
 import type { Logger, Metrics } from '../../src/core/telemetry.js';
 import type { Viewer } from '../../src/core/viewer.js';
@@ -223,6 +223,7 @@ export async function openStage(
     runs,
     auth: { token: principalOf, key: principalOf },
     admission: new ConnectionLimits({ total: 100_000, perTenant: 100_000, perUser: 5 }),
+    inFlight: new InFlight({ perSession: 1000, bytesPerSession: 2 ** 24, bytesPerTenant: 2 ** 27 }),
     revocations: {
       onRevoked: (listener) => void listeners.push(listener),
       applies: (revocation, principal) => revocation.subject === principal.id,
@@ -241,6 +242,7 @@ export async function openStage(
       pingTimeoutMs: 8_000,
       connectTimeoutMs: 2_000,
       rates: { perSession: 1000, perTenant: 10_000 },
+      workerRates: { perSession: 1000, perTenant: 10_000 },
       times: { noticeMs: 60_000, graceMs: 25_000 },
       announced: { rooms: 100 },
       ...options,

@@ -28,6 +28,9 @@ export const limits: RunLimits = {
   durationMaxMs: 60_000,
   sweepMs: 100,
   livePerTenant: 1000,
+  livePerRoom: 1000,
+  claimsWaitingMax: 1000,
+  uncommittedTotalBytes: 16 * 1024 * 1024,
 };
 
 export const worker: Principal = { kind: 'worker', id: 'w', tenant: 'acme', capabilities: {} };

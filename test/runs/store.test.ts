@@ -18,7 +18,7 @@ const model = new RunTable(new SimRooms(Date.now), Date.now).store(async (work) 
 let store: RunStore;
 
 const alice = { kind: 'user', id: 'alice' } as const;
-const limits = { livePerTenant: 100, maxAttempts: 2, queueTtlMs: 60_000 };
+const limits = { livePerTenant: 100, livePerRoom: 100, maxAttempts: 2, queueTtlMs: 60_000 };
 let models = 0;
 const nextModel = () => `m${++models}`;
 const create = (given: Partial<Parameters<RunStore['create']>[0]> = {}, other = limits) =>

@@ -102,6 +102,7 @@ export const roomRoutes = (rooms: RoomsPort, streams: RoomStreams): Route[] => [
     method: 'GET',
     path: '/v1/rooms/:room/stream',
     id: 'streamRoom',
+    lasting: true,
     tag: 'events',
     summary: 'Follow a room as server-sent events',
     description:

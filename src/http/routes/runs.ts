@@ -59,6 +59,7 @@ export const runRoutes = (runs: RunsPort, streams: RunStreams): Route[] => [
     method: 'GET',
     path: '/v1/runs/:id/stream',
     id: 'streamRun',
+    lasting: true,
     tag: 'runs',
     summary: "Follow a run's output as an AI SDK UI message stream",
     description:

@@ -29,6 +29,7 @@ export const workerRoutes = (runs: RunsPort, draining: AbortSignal, standing: St
     method: 'POST',
     path: '/v1/worker/claims',
     id: 'claimRun',
+    lasting: true,
     summary: 'Claim a queued run, waiting for one if there is none',
     body: { json: workerClaimBody },
     responses: {
@@ -47,6 +48,7 @@ export const workerRoutes = (runs: RunsPort, draining: AbortSignal, standing: St
     method: 'POST',
     path: '/v1/worker/runs/:id/chunks',
     id: 'pushChunks',
+    lasting: true,
     summary: 'Push output as lines of JSON, read as they arrive',
     description:
       'Lines are `{ n, part }` with consecutive `n` from 0 in each attempt. The body may stay open for the whole run. A ' +
