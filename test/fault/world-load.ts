@@ -2,9 +2,11 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { z } from 'zod';
+import type { LoadOptions } from './load/config.js';
 
 /** What a load process says of itself each second. */
 const statusLine = z.object({
+  phase: z.enum(['running', 'quieting', 'quiet']),
   sent: z.number(),
   acked: z.number(),
   nacked: z.number(),
@@ -12,7 +14,11 @@ const statusLine = z.object({
   received: z.number(),
   /** Most events a reader lacks of what was acknowledged. */
   behind: z.number(),
+  /** Events without an answer. */
+  open: z.number(),
   runsEnded: z.number(),
+  /** Runs whose end nobody has seen. */
+  runsOpen: z.number(),
 });
 export type LoadStatus = z.infer<typeof statusLine>;
 
@@ -31,11 +37,23 @@ export interface Load {
 
 const root = resolve(import.meta.dirname, '../..');
 const program = resolve(import.meta.dirname, 'load/process.ts');
-const NONE: LoadStatus = { sent: 0, acked: 0, nacked: 0, unknown: 0, received: 0, behind: 0, runsEnded: 0 };
+const NONE: LoadStatus = {
+  phase: 'running',
+  sent: 0,
+  acked: 0,
+  nacked: 0,
+  unknown: 0,
+  received: 0,
+  behind: 0,
+  open: 0,
+  runsEnded: 0,
+  runsOpen: 0,
+};
 const END_MS = 20_000;
 
 /** Starts one; resolves with its first status line. It ends with this process: its standard input ends then. */
-export function startLoad(name: string, config: object): Promise<Load> {
+export function startLoad(config: LoadOptions): Promise<Load> {
+  const { name } = config;
   const child: ChildProcess = spawn(process.execPath, ['--import', 'tsx', program], {
     cwd: root,
     env: { ...process.env, LOAD_CONFIG: JSON.stringify(config) },

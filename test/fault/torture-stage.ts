@@ -1,0 +1,160 @@
+import { mkdirSync } from 'node:fs';
+import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { previousVersion } from '../support/previous.js';
+import { catalog } from './faults/catalog.js';
+import type { Fault, Stage } from './faults/fault.js';
+import { POISON_SQL } from './load/publisher.js';
+import type { TortureOptions } from './torture-options.js';
+import { startWorld } from './world.js';
+import { type Load, startLoad } from './world-load.js';
+
+export const LOADS = 2;
+const TENANTS = 4;
+const ROOMS_PER_TENANT = 6;
+/** Sockets that come back at once in a storm, at most. */
+const STORM = 400;
+/** Runs asked for per second, over all load processes. */
+const RUNS_PER_SECOND = 3;
+const PAYLOAD_BYTES = 120;
+/** Until everybody has everything once all is healed and quiet, in ms. */
+const SETTLE_MS = 90_000;
+const INSPECT_MS = 500;
+const MiB = 2 ** 20;
+
+/** Installation, load and faults of one run. */
+export interface TortureStage extends Stage {
+  readonly loads: readonly Load[];
+  /** Files the load processes write. */
+  readonly histories: readonly string[];
+  /** What was asked for and can be had here. */
+  readonly faults: readonly Fault[];
+  /** Faults that cannot be had here, with the reason. */
+  readonly leftOut: readonly string[];
+  end(): Promise<void>;
+}
+
+/**
+ * Starts an installation and its load; whatever was started ends with this process.
+ * @throws Error where something does not start; then all is ended.
+ */
+export async function setStage(options: TortureOptions, histories: string): Promise<TortureStage> {
+  const ends: (() => unknown)[] = [];
+  const end = async () => {
+    for (const one of ends.splice(0).reverse()) await Promise.resolve(one()).catch(() => undefined);
+  };
+  try {
+    const previous = await previousVersion();
+    if (previous) ends.push(() => previous.end());
+    const world = await startWorld({
+      gateways: options.gateways,
+      tenants: TENANTS,
+      roomsPerTenant: ROOMS_PER_TENANT,
+      diskBytes: Math.round((400 + 60 * options.minutes) * MiB),
+      directory: options.out,
+    });
+    ends.push(() => world.end());
+    await world.asSuperuser((sql) => sql.unsafe(POISON_SQL));
+    mkdirSync(histories, { recursive: true });
+    const loads: Load[] = [];
+    ends.push(() => Promise.all(loads.map((load) => load.end())));
+    const gateways = world.seats.map(({ name, url }) => ({ name, url }));
+    for (let n = 1; n <= LOADS; n++) {
+      const name = `load${n}`;
+      const history = join(histories, `${name}.jsonl`);
+      const seed = options.seed * 100 + n;
+      loads.push(
+        await startLoad({ ...loadShare(options), name, seed, history, gateways, tenants: [...world.tenants] }),
+      );
+    }
+    const stage: Stage = {
+      world,
+      loads,
+      previous: previous?.main,
+      noPrevious: previous
+        ? undefined
+        : 'the history of this repository is not there, so the version before is not either',
+    };
+    const chosen = choose(options.only);
+    const reason = (fault: Fault) => fault.impossible?.(stage);
+    return {
+      ...stage,
+      histories: loads.map(({ name }) => join(histories, `${name}.jsonl`)),
+      faults: chosen.filter((fault) => reason(fault) === undefined),
+      leftOut: chosen.flatMap((fault) => (reason(fault) === undefined ? [] : [`${fault.kind}: ${reason(fault)}`])),
+      end,
+    };
+  } catch (error) {
+    await end();
+    throw error;
+  }
+}
+
+/** @throws Error for a kind that there is not. */
+function choose(only: readonly string[] | undefined): Fault[] {
+  const all = catalog(STORM);
+  if (!only) return all;
+  const unknown = only.filter((kind) => !all.some((fault) => fault.kind === kind));
+  if (unknown.length > 0) {
+    throw new Error(`no such fault: ${unknown.join(', ')}. There are: ${all.map(({ kind }) => kind).join(', ')}`);
+  }
+  return all.filter(({ kind }) => only.includes(kind));
+}
+
+/** What each load process does. */
+const loadShare = ({ rate }: TortureOptions) => ({
+  publishers: 22,
+  httpPublishers: 2,
+  readers: 24,
+  streamReaders: 4,
+  viewers: 8,
+  runStreams: 2,
+  workers: 3,
+  httpWorkers: 1,
+  sdkWorkers: 1,
+  ratePerSecond: rate / LOADS,
+  runsPerSecond: RUNS_PER_SECOND / LOADS,
+  window: 64,
+  payloadBytes: PAYLOAD_BYTES,
+});
+
+/** Looks after the processes, and puts what they must not do into `wrong`. @returns what ends it. */
+export function watch({ world, loads }: Stage, wrong: string[]): () => Promise<void> {
+  const seen = new Set<string>();
+  const over = new AbortController();
+  const look = async () => {
+    while (!over.signal.aborted) {
+      for (const seat of world.seats) wrong.push(...(await seat.inspect()));
+      for (const { died } of loads) {
+        if (died === undefined || seen.has(died)) continue;
+        seen.add(died);
+        wrong.push(died);
+      }
+      await sleep(INSPECT_MS, undefined, { signal: over.signal }).catch(() => undefined);
+    }
+  };
+  const looking = look().catch((error: unknown) => void wrong.push(`a gateway did not come back: ${error}`));
+  return async () => {
+    over.abort();
+    await looking;
+  };
+}
+
+/** Ends sending, and waits until everything has its answer, every run its end, and every reader everything. */
+export async function settle(loads: readonly Load[], wrong: string[]): Promise<void> {
+  for (const load of loads) load.say('quiet');
+  const settled = () =>
+    loads.every(({ died, status }) => {
+      const { phase, open, behind, runsOpen } = status;
+      return died !== undefined || (phase === 'quiet' && open === 0 && behind === 0 && runsOpen === 0);
+    });
+  for (const deadline = Date.now() + SETTLE_MS; !settled(); await sleep(200)) {
+    if (Date.now() < deadline) continue;
+    wrong.push(
+      `not settled ${SETTLE_MS / 1000} s after all was healed: ${loads.map(({ status }) => JSON.stringify(status)).join(' ')}`,
+    );
+    return;
+  }
+  // What is on its way though nobody waits for it, such as the last parts to readers of runs.
+  await sleep(1500);
+}
