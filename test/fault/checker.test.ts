@@ -295,6 +295,27 @@ describe('each rule is broken by its own history', () => {
   }
 });
 
+test('who was on a killed gateway has caught up when it joined again and has what was acknowledged by then', async () => {
+  const verdict = await check([
+    send(1, 'x'),
+    ack(1.1, 'x', 1),
+    joined(1),
+    got(1.2, 1, ['x']),
+    ['fault', s(2), 1, 'gateway-kill', 'g1'],
+    send(2.1, 'y'),
+    ack(2.2, 'y', 2),
+    ['heal', s(2.5), 1],
+    resumed(3, 1),
+    send(3.1, 'z'),
+    ack(3.2, 'z', 3),
+    got(3.5, 2, ['y']),
+    got(4, 3, ['z']),
+    stored(['x', 'y', 'z']),
+  ]);
+  expect(verdict.recoveries.kinds[0]?.caughtUp).toEqual({ n: 1, p50: 1500, p99: 1500, max: 1500 });
+  expect(verdict.recoveries.faults[0]).toMatchObject({ caughtUpMs: 1500, firstAckMs: 200 });
+});
+
 describe('what was promised nobody is no violation', () => {
   const good: Record<string, [Entry[], CheckOptions?]> = {
     nothing: [[]],

@@ -4,6 +4,8 @@ import type { Findings } from './verdict.js';
 const NONE = -1;
 /** A number past this is a fault of the gateway or of the history, not a place. */
 const SEQ_MAX = 100_000_000;
+/** Acks of neighbours in a log come at most so many places out of order. */
+const ACKS_APART = 1000;
 
 export interface Room {
   readonly tenant: string;
@@ -209,6 +211,17 @@ export class Published {
     if (known !== undefined) return known;
     this.#names.set(name, name);
     return name;
+  }
+
+  /** The greatest seq of a log that was acknowledged by `t`, at least `from`. */
+  ackedUpTo(log: Log, from: number, t: number): number {
+    let upTo = from;
+    for (let seq = from + 1; seq <= upTo + ACKS_APART; seq++) {
+      const event = log.events[seq];
+      if (event === undefined) break;
+      if ((this.ackedAt[event] ?? Number.POSITIVE_INFINITY) <= t) upTo = seq;
+    }
+    return upTo;
   }
 
   /** For each log and each of `marks` (ascending, µs) the greatest seq that was acknowledged by then. */

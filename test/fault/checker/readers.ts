@@ -19,6 +19,8 @@ interface Reader {
   /** Of the marks: the next one in time, and those whose events it lacks, with the gateway it was on then. */
   nextMark: number;
   pending: { mark: number; gateway: string }[];
+  /** Marks at which its gateway went away; `target` is what was acknowledged when it had joined again. */
+  uprooted: { mark: number; target: number | undefined }[];
 }
 
 interface ReaderOptions {
@@ -26,6 +28,8 @@ interface ReaderOptions {
   mayMove: MayMove;
 }
 
+/** Faults that take the connections of a gateway: who was there has caught up once it joined again and has everything. */
+const UPROOTS = /^gateway-(kill|term|drain)/;
 /** So many missing numbers of one reader are told apart; past this a late one counts as a repeat. */
 const MISSING_MAX = 10_000;
 
@@ -85,6 +89,7 @@ export class Readers {
       reader.left = false;
       if (asked === 'resumed') this.#resumed(reader, log, seq, t);
       else this.#restart(reader, log, seq);
+      for (const one of reader.uprooted) one.target ??= this.#published.ackedUpTo(reader.log, reader.seq, t);
       this.#settle(reader, t);
     }
     if (asked === 'start' && seq !== log.floor && log.stored) {
@@ -113,6 +118,7 @@ export class Readers {
     this.#pass(reader, t);
     reader.left = true;
     reader.pending = [];
+    reader.uprooted = [];
   }
 
   received([, t, name, epoch, seq, mids]: EntryOf<'recv'>): void {
@@ -123,7 +129,7 @@ export class Readers {
     this.delivered += mids.length;
     let at = seq;
     for (const mid of mids) this.#event(reader, log, at++, mid, t);
-    if (reader.pending.length > 0) this.#settle(reader, t);
+    if (reader.pending.length > 0 || reader.uprooted.length > 0) this.#settle(reader, t);
   }
 
   /** Everything was read; `end` is the last time in the history. */
@@ -132,7 +138,7 @@ export class Readers {
       this.#flush(reader);
       if (reader.left) continue;
       this.#pass(reader, end);
-      for (const { mark } of reader.pending) this.#tooLate(reader, mark, end, 'never');
+      for (const { mark } of [...reader.pending, ...reader.uprooted]) this.#tooLate(reader, mark, end, 'never');
       const current = [...reader.room.logs.values()].find(({ stored }) => stored);
       if (current && (current !== reader.log || reader.seq < current.head)) {
         const where = `${reader.log.epoch}:${reader.seq}`;
@@ -155,7 +161,7 @@ export class Readers {
     const { times } = this.#recoveries;
     let nextMark = 0;
     while (nextMark < times.length && (times[nextMark] ?? 0) <= t) nextMark += 1;
-    const fresh = { left: false, missing: new Set<number>(), nextMark, pending: [] };
+    const fresh = { left: false, missing: new Set<number>(), nextMark, pending: [], uprooted: [] };
     this.#readers.set(name, { name, room, log, seq, gateway, ...fresh });
   }
 
@@ -172,6 +178,7 @@ export class Readers {
   #restart(reader: Reader, log: Log, seq: number): void {
     this.#flush(reader);
     if (reader.log !== log) reader.pending = [];
+    if (reader.log !== log) for (const one of reader.uprooted) one.target = undefined;
     reader.log = log;
     reader.seq = seq;
   }
@@ -243,7 +250,10 @@ export class Readers {
     while (reader.nextMark < times.length && (times[reader.nextMark] ?? 0) <= t) {
       if (!reader.left) {
         const pending = { mark: reader.nextMark, gateway: reader.gateway };
-        if (reader.seq >= this.#target(reader, reader.nextMark)) this.#caughtUp(reader, pending, 0);
+        const fault = this.#recoveries.marks[reader.nextMark]?.fault;
+        if (fault?.target === reader.gateway && UPROOTS.test(fault.kind)) {
+          reader.uprooted.push({ mark: reader.nextMark, target: undefined });
+        } else if (reader.seq >= this.#target(reader, reader.nextMark)) this.#caughtUp(reader, pending, 0);
         else reader.pending.push(pending);
       }
       reader.nextMark += 1;
@@ -259,6 +269,14 @@ export class Readers {
       done += 1;
     }
     if (done > 0) reader.pending.splice(0, done);
+    if (reader.uprooted.length === 0) return;
+    const { uprooted } = reader;
+    reader.uprooted = uprooted.filter(({ target }) => target === undefined || reader.seq < target);
+    for (const one of uprooted) {
+      const fault = this.#recoveries.marks[one.mark]?.fault;
+      if (!fault || reader.uprooted.includes(one)) continue;
+      this.#caughtUp(reader, { mark: one.mark, gateway: fault.target }, t - (this.#recoveries.times[one.mark] ?? t));
+    }
   }
 
   #target(reader: Reader, mark: number): number {
