@@ -13,6 +13,7 @@ const benchmarks = {
   runs: () => import('./runs.js'),
   memory: () => import('./memory.js'),
   resume: () => import('./resume.js'),
+  bystanders: () => import('./bystanders.js'),
 } satisfies Record<string, () => Promise<{ run(): Promise<void> }>>;
 
 /** The same work by the raw library, in a process of its own. */

@@ -73,6 +73,11 @@ export class Wire {
     for (const text of texts) this.#outgoing.push(frame(text));
   }
 
+  /** Reads nothing any more. */
+  stall(): void {
+    this.#socket.pause();
+  }
+
   close(): void {
     this.#socket.destroy();
   }
