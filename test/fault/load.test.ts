@@ -1,20 +1,23 @@
 import { spawn } from 'node:child_process';
-import { randomBytes, randomUUID } from 'node:crypto';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { createInterface } from 'node:readline';
+import postgres from 'postgres';
 import { afterAll, expect, test } from 'vitest';
-import { ownIssuer } from '../../src/core/auth.js';
-import { openDatabase } from '../../src/db/database.js';
-import { createDirectory } from '../../src/db/directory.js';
-import { newKey } from '../../src/demo/bootstrap.js';
-import { startPair, Undo } from '../e2e/run-stage.js';
+import { inDatabase } from '../e2e/log-table.js';
+import { sleep, startPair, Undo } from '../e2e/run-stage.js';
 import { eventually } from '../support/eventually.js';
-import { DEV_SECRET, DEV_SERVER_KEY, DEV_WORKER_KEY } from '../support/tokens.js';
-import { type Entry, readHistory } from './history.js';
-import type { LoadOptions, LoadTenant } from './load/config.js';
+import { freshDatabase } from '../support/postgres.js';
+import { checkHistory } from './checker/check.js';
+import { type Entry, HistoryWriter, monotonic, readHistory } from './history.js';
+import type { LoadOptions } from './load/config.js';
+import type { FloodReport } from './load/flood.js';
 import type { Status } from './load/load.js';
+import { POISON_SQL } from './load/publisher.js';
+import type { StormReport } from './load/storm.js';
+import { writeTables } from './world-tables.js';
+import { makeTenants } from './world-tenants.js';
 
 /*
  * The load of the torture run, by itself: two gateways that nobody hurts, and every kind of client with every fault of its own.
@@ -23,84 +26,74 @@ import type { Status } from './load/load.js';
 const undo = new Undo();
 afterAll(() => undo.all());
 
-const ROOMS = ['lobby', 'plans'];
-const canary = () => `canary${randomBytes(8).toString('hex')}`;
-
-const demo = (): LoadTenant => ({
-  id: 'demo',
-  serverKey: DEV_SERVER_KEY,
-  workerKey: DEV_WORKER_KEY,
-  iss: ownIssuer('demo'),
-  secret: DEV_SECRET,
-  canary: canary(),
-  rooms: ROOMS,
-});
-
-/** A second tenant, made as the operator makes one. */
-async function makeTenant(databaseUrl: string, id: string): Promise<LoadTenant> {
-  const database = await openDatabase({ url: databaseUrl, poolSize: 2, appRole: 'tutti_app' });
-  try {
-    const directory = createDirectory(database);
-    const [server, worker, secret, iss] = [newKey(), newKey(), randomBytes(32).toString('hex'), ownIssuer(id)];
-    await directory.putTenant({ id, name: id, status: 'active' });
-    const keys = { kind: 'hs256' as const, secret };
-    await directory.putIssuer({
-      id: randomUUID(),
-      tenant: id,
-      iss,
-      audience: 'tutti',
-      algorithms: ['HS256'],
-      typ: null,
-      keys,
-    });
-    for (const [scope, key] of [
-      ['server', server],
-      ['worker', worker],
-    ] as const) {
-      await directory.putKey({ id: key.id, tenant: id, scopes: [scope], name: scope, hash: key.hash });
-    }
-    return { id, serverKey: server.key, workerKey: worker.key, iss, secret, canary: canary(), rooms: ROOMS };
-  } finally {
-    await database.close();
-  }
-}
-
-/** A load process and its latest status. */
+/** A load process, its latest status and its reports. */
 function startLoad(options: LoadOptions) {
   const child = spawn(process.execPath, ['--import', 'tsx', resolve(import.meta.dirname, 'load/process.ts')], {
     env: { ...process.env, LOAD_CONFIG: JSON.stringify(options) },
     stdio: ['pipe', 'pipe', 'inherit'],
   });
-  const exited = new Promise<number | null>((done) => child.once('exit', done));
-  undo.add(child, () => child.kill('SIGKILL'));
   const load = {
-    exited,
+    exited: new Promise<number | null>((done) => child.once('exit', done)),
     status: undefined as Status | undefined,
-    say: (line: string) => child.stdin.write(`${line}\n`),
+    storm: undefined as StormReport | undefined,
+    flood: undefined as FloodReport | undefined,
+    say: (line: string) => void child.stdin.write(`${line}\n`),
   };
   createInterface({ input: child.stdout }).on('line', (line) => {
-    load.status = JSON.parse(line) as Status;
+    const said = JSON.parse(line) as Status | StormReport | FloodReport;
+    if ('storm' in said) load.storm = said;
+    else if ('flood' in said) load.flood = said;
+    else load.status = said;
   });
-  return load;
+  return undo.add(load, () => child.kill('SIGKILL'));
 }
 
-test('a load process: every client, every fault of a client, and a history in which all that was sent has an end', async () => {
-  const { a, b, env } = await startPair(undo, { env: { TUTTI_COMMANDS_PER_SECOND: '1000' } });
-  const tenants = [demo(), await makeTenant(env.DATABASE_URL ?? '', 'other')];
-  const scratch = undo.add(mkdtempSync(join(tmpdir(), 'tutti-load-')), (dir) => rmSync(dir, { recursive: true }));
-  const history = join(scratch, 'a.jsonl');
-  const gateways = [a, b].map(({ url }, at) => ({ name: `g${at}`, url }));
-  const load = startLoad({ name: 'a', seed: 7, history, gateways, tenants });
-  await eventually('all are joined', () => load.status && load.status.joined === load.status.readers);
-  const sleep = (ms: number) => new Promise((wait) => setTimeout(wait, ms));
-  for (const command of ['cut 6', 'half-open 4', 'slow 2 500', 'duplicate 2', 'poison']) {
-    load.say(command);
-    await sleep(700);
+/** Mids whose last attempt has no answer; a flood does not ask for them again. */
+function unanswered(entries: readonly Entry[]): string[] {
+  const open = new Set<string>();
+  for (const entry of entries) {
+    if (entry[0] === 'send' && !entry[2].startsWith('a-f')) open.add(entry[5]);
+    else if (entry[0] === 'ack' || entry[0] === 'nack') open.delete(entry[3]);
   }
-  await sleep(1500);
+  return [...open];
+}
+
+test('a load process: every client, every fault of a client, and a history that holds', async () => {
+  const databaseUrl = undo.add(await freshDatabase(), ({ drop }) => drop()).url;
+  const made = await makeTenants(databaseUrl, 2, 2);
+  await inDatabase(databaseUrl, (sql) => sql.unsafe(POISON_SQL));
+  // The same names on purpose.
+  const tenants = made.map((tenant) => ({ ...tenant, rooms: ['lobby', 'plans'] }));
+  const env = {
+    TUTTI_RUN_LEASE_MS: '2000',
+    TUTTI_SOCKET_PING_INTERVAL_MS: '1000',
+    TUTTI_SOCKET_PING_TIMEOUT_MS: '1000',
+  };
+  const { a, b } = await startPair(undo, { databaseUrl, env });
+  const scratch = undo.add(mkdtempSync(join(tmpdir(), 'tutti-load-')), (dir) => rmSync(dir, { recursive: true }));
+  const [history, tables] = [join(scratch, 'a.jsonl'), join(scratch, 'tables.jsonl')];
+  const gateways = [a, b].map(({ url }, at) => ({ name: `g${at}`, url }));
+
+  const load = startLoad({ name: 'a', seed: 7, history, gateways, tenants, runsPerSecond: 6, workers: 4 });
+  await eventually('all are joined and runs end', () => {
+    const { joined, readers, runsEnded } = load.status ?? { joined: 0, readers: 1, runsEnded: 0 };
+    return joined === readers && runsEnded > 0;
+  });
+  const faults = ['cut 8', 'half-open 4', 'slow 3 600', 'duplicate 2', 'poison', 'worker-kill', 'worker-stop 3000'];
+  const writer = new HistoryWriter(tables);
+  writer.write(['fault', monotonic(), 1, 'client', 'all at once']);
+  for (const command of [...faults, 'two-workers', `flood ${tenants[0]?.id} 500`, 'storm 60', 'two-workers']) {
+    load.say(command);
+    await sleep(350);
+  }
+  expect(await eventually('a storm is over', () => load.storm)).toMatchObject({ storm: 60, rejoined: 60, faults: 0 });
+  expect(await eventually('a flood is over', () => load.flood)).toMatchObject({
+    refused: { rate_limited: expect.any(Number) },
+  });
+  writer.write(['heal', monotonic(), 1]);
   load.say('quiet');
   const quiet = await eventually('quiet', () => load.status?.phase === 'quiet' && load.status);
-  expect(quiet.open).toBe(0);
+  expect(quiet).toMatchObject({ open: 0, runsOpen: 0, leaks: 0, zombies: 0 });
   await eventually('nobody is behind', () => load.status?.behind === 0);
   load.say('stop');
   expect(await load.exited).toBe(0);
@@ -108,17 +101,29 @@ test('a load process: every client, every fault of a client, and a history in wh
   const entries: Entry[] = [];
   for await (const entry of readHistory(history)) entries.push(entry);
   const kinds = new Set(entries.map(([kind]) => kind));
-  for (const kind of ['send', 'ack', 'join', 'recv', 'gone'] as const) expect(kinds).toContain(kind);
-  expect(kinds).not.toContain('leak');
-  expect(unresolved(entries)).toEqual([]);
-}, 60_000);
-
-/** Mids whose last attempt has no answer. */
-function unresolved(entries: readonly Entry[]): string[] {
-  const open = new Set<string>();
-  for (const entry of entries) {
-    if (entry[0] === 'send') open.add(entry[5]);
-    else if (entry[0] === 'ack' || entry[0] === 'nack') open.delete(entry[3]);
-  }
-  return [...open];
-}
+  const expected = [
+    'send',
+    'ack',
+    'nack',
+    'unknown',
+    'join',
+    'recv',
+    'gone',
+    'ask',
+    'claim',
+    'work',
+    'chunk',
+    'end',
+    'fault',
+  ];
+  expect([...kinds]).toEqual(expect.arrayContaining(expected));
+  expect(unanswered(entries)).toEqual([]);
+  const sql = postgres(databaseUrl, { max: 1, onnotice: () => undefined });
+  await sql`select set_config('tutti.tenants', '*', false)`;
+  await writeTables(sql, (entry) => writer.write(entry));
+  await Promise.all([writer.close(), sql.end()]);
+  const { violations, counts } = await checkHistory([history, tables]);
+  expect(violations).toEqual([]);
+  expect(counts.stored).toBeGreaterThan(counts.acked * 0.9);
+  expect(counts.runs).toBe(quiet.asked);
+}, 90_000);

@@ -77,6 +77,9 @@ export function loadConfig(options: LoadOptions): LoadConfig {
   return config;
 }
 
+/** A user has so many clients of one process at most: a gateway limits the sessions of a user. */
+export const CLIENTS_PER_USER = 10;
+
 const CAP = { '*': ['join', 'publish', 'broadcast', 'run.create', 'run.cancel'] as const };
 /** Tokens are this old when they are new: a gateway whose clock is behind takes none from its future. */
 const BACKDATED_MS = 600_000;
