@@ -2,6 +2,7 @@ import { randomUUID } from 'node:crypto';
 import { Redis } from 'ioredis';
 import { appendBatch } from '../src/db/append-batch.js';
 import { Line } from '../src/db/line.js';
+import { Servers } from '../src/db/servers.js';
 import { toJsonText } from '../src/protocol/primitives.js';
 import { pace, sleep } from './support/measure.js';
 import { alternate, quantile, report } from './support/report.js';
@@ -24,7 +25,7 @@ export async function run(): Promise<void> {
     for (let i = 0; i < ROOMS; i++) await reader.call('room.join', { room: `latency-${i}` });
     const lines = Array.from(
       { length: LINES },
-      () => new Line({ url: stage.postgres.url, prepare: true, connectTimeoutMs: 5000 }),
+      () => new Line({ servers: new Servers(stage.postgres.url), prepare: true, connectTimeoutMs: 5000 }),
     );
     const redis = new Redis(stage.redis.url);
     const subscriber = new Redis(stage.redis.url);

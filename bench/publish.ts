@@ -1,5 +1,6 @@
 import { appendBatch } from '../src/db/append-batch.js';
 import { Line } from '../src/db/line.js';
+import { Servers } from '../src/db/servers.js';
 import { toJsonText } from '../src/protocol/primitives.js';
 import { each, sleep } from './support/measure.js';
 import { alternate, type Row, report } from './support/report.js';
@@ -21,7 +22,7 @@ export async function run(): Promise<void> {
     const sessions = await openSessions(gateway, PUBLISHERS, 'publisher');
     const lines = Array.from(
       { length: LANES },
-      () => new Line({ url: stage.postgres.url, prepare: true, connectTimeoutMs: 5000 }),
+      () => new Line({ servers: new Servers(stage.postgres.url), prepare: true, connectTimeoutMs: 5000 }),
     );
 
     let published = 0;

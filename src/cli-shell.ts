@@ -8,6 +8,7 @@ import type { Logger, Metrics } from './core/telemetry.js';
 import { type Database, openDatabase } from './db/database.js';
 import { createDirectory } from './db/directory.js';
 import { embeddedUrl } from './db/embedded.js';
+import { advanceEpochs } from './db/epochs.js';
 import { createEventLog } from './db/event-log.js';
 import { migrate } from './db/migrate.js';
 
@@ -21,6 +22,8 @@ export interface Shell {
   config: Config;
   directory: Directory;
   log: EventLog;
+  /** Gives the rooms of a tenant, or of all, other epochs. @returns how many rooms. */
+  advanceEpochs(tenant: string | undefined): Promise<number>;
   /** Tells gateways over Redis to look at once; without Redis they find out by themselves in some seconds. */
   announce(key: RoomKey, what: string): Promise<void>;
 }
@@ -28,6 +31,7 @@ export interface Shell {
 const silent: Logger = { debug() {}, info() {}, warn() {}, error() {} };
 const unmeasured: Metrics = { add() {}, observe() {}, gauge() {} };
 const ANNOUNCE_WAIT_MS = 500;
+const EPOCHS_TIMEOUT_MS = 600_000;
 
 /** Gateways read their revocations when they hear this. */
 export const revocationsKey = systemKey('*', 'revocations');
@@ -46,13 +50,16 @@ export async function withShell<T>(work: (shell: Shell) => Promise<T>): Promise<
         'DATABASE_URL, or TUTTI_DATA_DIR where the gateway has another one.',
     );
   }
-  const database = await openDatabase({ url, poolSize: 2, appRole: config.TUTTI_DB_APP_ROLE });
+  const { TUTTI_DB_APP_ROLE: appRole, TUTTI_DB_FAILOVER: failover } = config;
+  const database = await openDatabase({ url, poolSize: 2, appRole, failover });
   try {
     await migrate(database);
+    await database.cluster.settle();
     return await work({
       config,
       directory: createDirectory(database),
       log: logOf(database, config),
+      advanceEpochs: (tenant) => database.asOwner(EPOCHS_TIMEOUT_MS, (sql) => advanceEpochs(sql, tenant)),
       announce: (key, what) => announce(config, key, what),
     });
   } finally {

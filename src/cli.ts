@@ -310,6 +310,23 @@ room
     ),
   );
 
+program
+  .command('epochs')
+  .description('the epochs of rooms, which say whether positions from before mean anything')
+  .command('advance')
+  .description('tells every reader to start over: after a restore that could not be noticed, or in doubt')
+  .option('--tenant <id>', 'only rooms of this tenant', arg(tenantId))
+  .requiredOption('--yes', 'that it is meant')
+  .action((options: { tenant?: string }) =>
+    act(
+      async (shell) => {
+        if (options.tenant !== undefined) await requireTenant(shell, options.tenant);
+        return { rooms: await shell.advanceEpochs(options.tenant) };
+      },
+      ({ rooms }) => `Advanced the epochs of ${rooms} rooms. Gateways find out within TUTTI_HEAD_CHECK_MS.`,
+    ),
+  );
+
 const revocation = program.command('revoke').description('ends sessions and refuses what was issued until now');
 
 for (const [kind, what] of [

@@ -20,6 +20,12 @@ const url = (protocols: RegExp, description: string) =>
 
 const MiB = 1024 * 1024;
 
+/** Of a URL that may name several hosts, which are no URL otherwise. */
+function protocolOf(value: string): string {
+  const single = value.replace(/^([a-z]+:\/\/(?:[^@/?#]*@)?[^,/?#]*)[^/?#]*/, '$1');
+  return URL.canParse(single) ? new URL(single).protocol : '';
+}
+
 export const environment = z.object({
   NODE_ENV: z
     .string()
@@ -29,7 +35,13 @@ export const environment = z.object({
     ),
   PORT: int(3000, 0, 65535, 'TCP port of HTTP and sockets; several processes may share one port.'),
   HOST: z.string().default('127.0.0.1').describe('Address to listen on.'),
-  DATABASE_URL: url(/^postgres(ql)?$/, 'Postgres 14 or newer. Unset: an embedded Postgres in the data directory.'),
+  DATABASE_URL: z
+    .string()
+    .refine((value) => /^postgres(ql)?:$/.test(protocolOf(value)), { error: 'is not a URL of the expected kind' })
+    .optional()
+    .describe(
+      'Postgres 14 or newer. Several servers of one installation: `postgres://user@a:5432,b:5432/database`; the one that is the primary is used. Unset: an embedded Postgres in the data directory.',
+    ),
   REDIS_URL: url(/^rediss?$/, 'Redis 7 or newer, or Valkey. Unset: this is the only gateway.'),
   TUTTI_REDIS_CLUSTER: flag('`true` where REDIS_URL names a node of a Redis Cluster.'),
   TUTTI_REDIS_PREFIX: z
@@ -75,6 +87,12 @@ export const environment = z.object({
   OPENAI_API_KEY: text('Sent to OPENAI_BASE_URL as a bearer token.'),
   OPENAI_MODEL: text('Model to ask OPENAI_BASE_URL for.'),
 
+  TUTTI_DB_FAILOVER: z
+    .enum(['any', 'synchronous'])
+    .default('any')
+    .describe(
+      'What is promoted when Postgres fails over. `synchronous`: only standbys that have all that was acknowledged, so that readers keep their positions. `any`: readers start over after a promotion. The same on all gateways.',
+    ),
   TUTTI_DB_POOL_SIZE: int(10, 2, 200, 'Postgres connections of one gateway, beside one per append lane.'),
   TUTTI_DB_WAITING_MAX: int(
     10_000,

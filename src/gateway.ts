@@ -71,9 +71,12 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
     poolSize: config.TUTTI_DB_POOL_SIZE,
     appRole: config.TUTTI_DB_APP_ROLE,
     waitingMax: config.TUTTI_DB_WAITING_MAX,
+    failover: config.TUTTI_DB_FAILOVER,
     metrics,
+    log,
   });
   const migrated = await migrate(database);
+  await database.cluster.settle();
   if (migrated.length > 0) log.info({ migrated }, 'Database migrated');
   await checkIsolation(database, config, log);
 

@@ -23,6 +23,8 @@ export interface FeedDeps {
   metrics: Metrics;
   logger: Logger;
   limits: FeedLimits;
+  /** Readers were just told to start over because the log is another one: what else they know of the room is void too. */
+  restarted?: (room: RoomKey) => void;
 }
 
 /** Where a reader was put. `position` is what it has; the first event it gets is `position.seq + 1`. */
@@ -413,6 +415,7 @@ export class Feed {
       replay.heldBytes = 0;
       replay.cursor = log.head;
     }
+    if (reason !== 'position_too_old') this.#deps.restarted?.(this.key);
   }
 
   #resyncFrame(reason: ResyncReason): Frame {

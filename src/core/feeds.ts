@@ -29,11 +29,13 @@ export interface RoomCompanion {
   /** Called once the bus is subscribed; readers are attached when it resolved. */
   openRoom(room: RoomKey): Promise<void>;
   closeRoom(room: RoomKey): void;
+  /** The room's log became another one, and readers forgot all they knew. What lives is told again by a check. */
+  restartRoom(room: RoomKey): void;
   /** Heals what announcements lost. */
   check(rooms: RoomKey[]): Promise<void>;
 }
 
-export interface FeedsDeps extends Omit<FeedDeps, 'limits'> {
+export interface FeedsDeps extends Omit<FeedDeps, 'limits' | 'restarted'> {
   bus: Bus;
   limits: FeedsLimits;
 }
@@ -224,7 +226,7 @@ export class Feeds implements RoomOutput {
     await this.#deps.bus.subscribe(key);
     this.#deps.metrics.add('log_queries', { purpose: 'open' });
     const [head] = await Promise.all([this.#deps.log.open(tenantOf(key), roomOf(key)), this.#companion?.openRoom(key)]);
-    const feed = new Feed(key, head, this.#deps);
+    const feed = new Feed(key, head, { ...this.#deps, restarted: (room) => this.#companion?.restartRoom(room) });
     room.feed = feed;
     for (const event of room.early) feed.receive(event.epoch, event.seq, event.frame);
     room.early = [];

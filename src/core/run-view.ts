@@ -94,6 +94,11 @@ export class RunView {
     return this.#closed;
   }
 
+  /** Whether this ended before the run did: what readers got may not be what the store has. */
+  get lost(): boolean {
+    return this.#closed && !this.#final;
+  }
+
   /** What a reader gets that joins now; continues with the next push. */
   snapshot(): LiveRun {
     return { ...this.#run, output: this.#fold.parts(), next: this.next };

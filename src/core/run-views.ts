@@ -97,6 +97,18 @@ export class RunViews {
     if (room) this.#release(room);
   }
 
+  /**
+   * The store may have lost what was told of the room's runs, and may tell it another way under the same numbers. The
+   * next {@link check} introduces what lives.
+   */
+  restartRoom(key: RoomKey): void {
+    const room = this.#rooms.get(key);
+    if (!room?.opened) return;
+    for (const view of room.views.values()) view.close();
+    room.views.clear();
+    room.ended.clear();
+  }
+
   /** Live runs with their output so far. What is pushed from now on continues it. */
   snapshot(key: RoomKey): LiveRun[] {
     return [...(this.#rooms.get(key)?.views.values() ?? [])].map((view) => view.snapshot());

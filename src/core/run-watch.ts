@@ -49,6 +49,8 @@ export async function watchRun(
     });
   const changed = () => wake();
   let watched: RunView | undefined;
+  /** The output given so far may not be what the store has any more. */
+  let lost = false;
 
   const give = async (parts: Part[]): Promise<boolean> => {
     if (parts.length === 0) return true;
@@ -91,6 +93,7 @@ export async function watchRun(
       const view = views.find(room, stored.id);
       if (view !== watched) {
         watched?.watchers.delete(changed);
+        lost ||= watched?.lost === true;
         watched = view;
         resets = view?.resets;
         if (view) {
@@ -104,14 +107,15 @@ export async function watchRun(
         if (!now) return;
         if (isTerminal(now.state)) {
           const length = now.length ?? 0;
-          if (now.attempt !== attempt || n > length) restart(now.attempt);
+          if (lost || now.attempt !== attempt || n > length) restart(now.attempt);
           if (await replay(length)) watcher.end(toRun(now));
           return;
         }
         await pause(clock, RETRY_MS, next);
         continue;
       }
-      if (view.attempt > attempt || view.resets !== resets) {
+      if (lost || view.attempt > attempt || view.resets !== resets) {
+        lost = false;
         resets = view.resets;
         restart(view.attempt);
       }

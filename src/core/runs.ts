@@ -226,6 +226,11 @@ export class Runs {
     this.#views.closeRoom(room);
   }
 
+  /** The room's log became another one: its live runs are told again from their first part. */
+  restartRoom(room: RoomKey): void {
+    this.#views.restartRoom(room);
+  }
+
   /** Live runs of an open room with their folded output (RUN4); the next pushes continue exactly there. */
   snapshot(room: RoomKey): LiveRun[] {
     return this.#views.snapshot(room);

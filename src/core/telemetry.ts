@@ -37,6 +37,14 @@ export const counters = {
     help: 'Times a limit was reached, by limit: something was refused, dropped or made to wait. See docs/LIMITS.md.',
     labels: ['limit'],
   },
+  database_refusals: {
+    help: 'Transactions refused where they may not run, by reason (`standby`, `old_timeline`, `other_log`).',
+    labels: ['reason'],
+  },
+  database_changes: {
+    help: 'Times this gateway found the database to be another one than before, by what became of the epochs (`kept`, `advanced`).',
+    labels: ['epochs'],
+  },
   rate_limited: { help: 'Commands refused by a rate limit, by whose limit.', labels: ['scope'] },
 } as const satisfies MetricTable;
 
@@ -72,6 +80,7 @@ export const gauges = {
   runs_uncommitted_bytes: { help: 'Run output announced and not yet committed.', labels: [] },
   bus_connected: { help: '1 while announcements flow.', labels: [] },
   database_up: { help: '1 while Postgres answers.', labels: [] },
+  database_timeline: { help: 'Newest timeline of Postgres seen; grows with every promotion.', labels: [] },
   draining: { help: '1 once the gateway drains.', labels: [] },
 } as const satisfies MetricTable;
 

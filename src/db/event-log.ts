@@ -5,7 +5,6 @@ import type { JsonText } from '../protocol/primitives.js';
 import { appendBatch, textArray } from './append-batch.js';
 import { AppendLanes, type AppendLimits, type Commit } from './append-lanes.js';
 import type { Database, Tx } from './database.js';
-import { codeOf } from './refusal.js';
 
 export type { AppendLimits } from './append-lanes.js';
 
@@ -130,10 +129,9 @@ function commitOver(database: Database, limits: AppendLimits): Commit {
   const answerMs = Math.max(100, limits.timeoutMs / 2);
   return async (events) => {
     try {
-      return await line.run(answerMs, (sql) => appendBatch(sql, events));
+      return await line.run(answerMs, (sql) => appendBatch(sql, events, database.cluster));
     } catch (error) {
-      // A server that became a standby answers for ever that it is read-only; its successor is another connection.
-      if (codeOf(error) === '25006') line.cut();
+      await database.cluster.heed(error, line);
       throw error;
     }
   };

@@ -73,6 +73,9 @@ export const revocations = tutti.table(
 /** One row, whose number grows with every change of a tenant, issuer, key or revocation (by triggers). */
 export const directory = tutti.table('directory', { revision: ms('revision').notNull() });
 
+/** One row: the identity of the log that the epochs of the rooms belong to (EPOCH1), as `tutti.identity()` tells it. */
+export const cluster = tutti.table('cluster', { identity: text('identity').notNull() });
+
 export const rooms = tutti.table(
   'rooms',
   {

@@ -116,7 +116,9 @@ export class SimGateway {
       if (roomOf(room).startsWith('!')) runs?.receive(room, message);
       else this.rooms.receive(room, message);
     });
-    feeds.start(runs ?? { openRoom: async () => {}, closeRoom: () => {}, check: async () => {} });
+    feeds.start(
+      runs ?? { openRoom: async () => {}, closeRoom: () => {}, restartRoom: () => {}, check: async () => {} },
+    );
     runs?.start();
   }
 

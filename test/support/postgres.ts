@@ -133,7 +133,8 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
   return handle;
 }
 
-async function ready(url: string, server: Owned): Promise<void> {
+/** Resolves once a server that was started answers. @throws Error with its output. */
+export async function ready(url: string, server: Owned): Promise<void> {
   const deadline = Date.now() + 30_000;
   for (;;) {
     const sql = postgres(url, { max: 1, connect_timeout: 2, onnotice: () => undefined });
@@ -151,7 +152,7 @@ async function ready(url: string, server: Owned): Promise<void> {
 }
 
 /** Postgres refuses to run as root. */
-function unprivileged(): { uid: number; gid: number } {
+export function unprivileged(): { uid: number; gid: number } {
   const users = readFileSync('/etc/passwd', 'utf8').split('\n');
   for (const name of ['postgres', 'nobody']) {
     const fields = users.find((line) => line.startsWith(`${name}:`))?.split(':');

@@ -1,0 +1,146 @@
+import { execFile } from 'node:child_process';
+import { join, resolve } from 'node:path';
+import { promisify } from 'node:util';
+import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { Position } from '../../src/protocol/primitives.js';
+import { inDatabase, storedEvents } from '../e2e/log-table.js';
+import { connect, type TestClient } from '../support/client.js';
+import { eventually } from '../support/eventually.js';
+import { type GatewayProcess, startGateway } from '../support/gateway.js';
+import { type Server, type Servers, startServers, wholePostgres } from '../support/postgres-pair.js';
+import { devToken } from '../support/tokens.js';
+import { metric } from './metric.js';
+
+const bin = wholePostgres();
+const ROOM = 'hall';
+const root = resolve(import.meta.dirname, '../..');
+
+describe.skipIf(!bin)('restored from a backup (needs an installed Postgres)', () => {
+  let servers: Servers;
+  let first: Server;
+  let token: string;
+  const gateways: GatewayProcess[] = [];
+  /** What the log was when the time was noted, and where a reader stood before and after it. */
+  let noted: { time: string; mids: string[]; early: Position; late: Position };
+  let backup: string;
+  let archive: string;
+
+  // Promotions are said to lose nothing: a restore must be noticed all the same.
+  const serveOver = async ({ url }: Server, env: Record<string, string> = {}) => {
+    const gateway = await startGateway({ env: { DATABASE_URL: url, TUTTI_DB_FAILOVER: 'synchronous', ...env } });
+    gateways.push(gateway);
+    return gateway;
+  };
+  const publish = (client: TestClient, mid: string) =>
+    client.call('event.publish', { room: ROOM, type: 'note', data: { mid }, mid });
+
+  beforeAll(async () => {
+    token = await devToken();
+    servers = startServers(bin ?? '');
+    archive = join(servers.directory, 'archive');
+    first = await servers.make('first');
+    await first.start();
+    await servers.run('archive.sh', [], first, { ARCHIVE: archive });
+    await first.stop();
+    await first.start();
+    const gateway = await serveOver(first);
+    const client = await connect({ url: gateway.url, token });
+    for (let n = 0; n < 10; n++) await publish(client, `before-${n}`);
+    backup = await servers.run('backup.sh', [], first, { BACKUPS: join(servers.directory, 'backups') });
+    for (let n = 0; n < 10; n++) await publish(client, `after-${n}`);
+    const { position: early } = await publish(client, 'noted');
+    const mids = (await storedEvents(first.url, ROOM)).map(({ mid }) => mid);
+    const time = await inDatabase(first.url, async (sql) => {
+      const [row] = await sql`select clock_timestamp()::text as now, pg_sleep(0.05)`;
+      return String(row?.now);
+    });
+    for (let n = 0; n < 10; n++) await publish(client, `lost-${n}`);
+    const { position: late } = await publish(client, 'lost-last');
+    noted = { time, mids, early, late };
+    client.close();
+    await inDatabase(first.url, async (sql) => {
+      const [wal] = await sql`select pg_walfile_name(pg_switch_wal()) as name`;
+      await eventually('the last WAL is archived', async () => {
+        const [archived] = await sql`select from pg_stat_archiver where last_archived_wal >= ${String(wal?.name)}`;
+        return archived !== undefined;
+      });
+    });
+    await gateway.stop();
+    await first.stop();
+  });
+  afterAll(async () => {
+    await Promise.all(gateways.map((gateway) => gateway.stop()));
+    await servers?.destroy();
+  });
+
+  /** What every restore must come to: the log of that time, under another epoch, with no position from before. */
+  const expectRestored = async (server: Server, gateway: GatewayProcess, mids: string[]) => {
+    expect(await metric(gateway.url, 'database_changes_total', '{epochs="advanced"}')).toBe(1);
+    const client = await connect({ url: gateway.url, token });
+    for (const from of [noted.early, noted.late]) {
+      const joined = await client.call('room.join', { room: ROOM, from });
+      expect(joined).toMatchObject({ resumed: false, resync: { reason: 'epoch_changed' }, head: mids.length });
+    }
+    const history = await client.call('event.history', { room: ROOM, after: 0, limit: 500 });
+    expect(history.epoch).not.toBe(noted.early.epoch);
+    expect(history.events.map(({ mid }) => mid)).toEqual(mids);
+    const next = await publish(client, 'next');
+    expect(next.position).toEqual({ epoch: history.epoch, seq: mids.length + 1 });
+    await client.waitFor('event', ({ mid }) => mid === 'next');
+    client.close();
+    expect((await storedEvents(server.url, ROOM)).at(-1)).toMatchObject({ mid: 'next', seq: mids.length + 1 });
+  };
+
+  test('[EPOCH1] [RES1] to a point in time: epochs move, readers from before start over and end with the restored log', async () => {
+    const began = performance.now();
+    const restored = await servers.place('restored');
+    await servers.run('restore.sh', [backup, noted.time], restored, { ARCHIVE: archive });
+    await restored.start();
+    await inDatabase(restored.url, (sql) =>
+      eventually('recovered', async () => (await sql`select pg_is_in_recovery() as going`)[0]?.going === false),
+    );
+    const recovered = performance.now();
+    const gateway = await serveOver(restored);
+    console.log(
+      `restore to a point in time: ${Math.round(recovered - began)} ms to a server that takes writes, ` +
+        `${Math.round(performance.now() - recovered)} ms to a gateway that is ready`,
+    );
+    await expectRestored(restored, gateway, noted.mids);
+
+    // Once decided, it is decided: a second gateway changes nothing.
+    const second = await serveOver(restored);
+    expect(await metric(second.url, 'database_changes_total', '{epochs="advanced"}')).toBe(0);
+    await gateway.stop();
+    await second.stop();
+    await restored.stop();
+  }, 60_000);
+
+  test('[EPOCH1] from a dump, and by hand where nothing could be noticed', async () => {
+    await first.start();
+    const file = join(servers.directory, 'tutti.dump');
+    const whole = (await storedEvents(first.url, ROOM)).map(({ mid }) => mid);
+    await servers.run('dump.sh', [file], first);
+    await first.stop();
+    const began = performance.now();
+    const loaded = await servers.make('loaded');
+    await loaded.start();
+    await servers.run('load.sh', [file], loaded);
+    const gateway = await serveOver(loaded);
+    console.log(`restore from a dump: ${Math.round(performance.now() - began)} ms to a gateway that is ready`);
+    await expectRestored(loaded, gateway, whole);
+
+    const client = await connect({ url: gateway.url, token });
+    const { position } = await client.call('room.join', { room: ROOM });
+    const { stdout } = await promisify(execFile)(
+      process.execPath,
+      ['--import', 'tsx', join(root, 'src/cli.ts'), 'epochs', 'advance', '--tenant', 'demo', '--yes'],
+      { cwd: root, env: { PATH: process.env.PATH ?? '', DATABASE_URL: loaded.url } },
+    );
+    expect(stdout).toContain('Advanced the epochs of 1 rooms');
+    const resync = await client.waitFor('room.resync');
+    expect(resync).toMatchObject({ reason: 'epoch_changed', position: { seq: position.seq } });
+    const next = await publish(client, 'after-the-advance');
+    expect(next.position).toEqual({ epoch: resync.position.epoch, seq: position.seq + 1 });
+    client.close();
+  }, 60_000);
+});
