@@ -80,7 +80,9 @@ test('[RUN1] viewers on two gateways get the output at once and end with the sam
   const done = await a.runs.finish(worker, { run, fence, usage: { outputTokens: 2 } });
   expect(done).toMatchObject({ state: 'completed', length: 2 });
   expect(await sameEverywhere(run, [a, b])).toBe('Hello');
-  expect(b.reader.states.slice(-4)).toEqual(['queued', 'claimed', 'streaming', 'completed']);
+  // A reader of the other gateway may hear of the run when it is further already.
+  const { states } = b.reader;
+  expect(states).toEqual(['queued', 'claimed', 'streaming', 'completed'].slice(-states.length));
   expect(await a.runs.finish(worker, { run, fence })).toMatchObject({ state: 'completed', length: 2 });
   end();
 });
