@@ -4,6 +4,9 @@ import type { CommandInput, Connection } from './connection.js';
 
 type Queued = 'event.publish' | 'run.create';
 
+/** Commands one room keeps while it cannot be reached. Past it `send` rejects: who says more must be told. */
+const WAITING_MAX = 10_000;
+
 interface Item {
   name: Queued;
   payload: CommandInput<'event.publish'> | CommandInput<'run.create'>;
@@ -31,9 +34,16 @@ export class Outbox {
     return this.#items.length;
   }
 
-  /** Resolves when it is stored; rejects with the refusal. While the room cannot be reached it waits. */
+  /**
+   * Resolves when it is stored; rejects with the refusal. While the room cannot be reached it waits.
+   * @throws Refusal `overloaded`, retryable, where {@link WAITING_MAX} wait already: nothing was sent.
+   */
   send<N extends Queued>(name: N, payload: CommandInput<N> & { mid: string }): Promise<CommandReply<N>> {
     if (this.#dead) return Promise.reject(this.#dead);
+    if (this.#items.length >= WAITING_MAX) {
+      const message = `${WAITING_MAX} commands wait to be sent; say less until they are.`;
+      return Promise.reject(new Refusal({ code: 'overloaded', message, retryable: true, retryAfterMs: 1000 }));
+    }
     return new Promise((resolve, reject) => {
       const settle: Item['settle'] = (result) =>
         'error' in result ? reject(result.error) : resolve(result.reply as CommandReply<N>);

@@ -25,6 +25,9 @@ interface Entry {
   fold: Fold;
 }
 
+/** Ended runs remembered; past it the one that ended first is forgotten. Their messages stand in the room's log. */
+const ENDED_MAX = 1000;
+
 const END = /^run\.(completed|failed|cancelled|expired)$/;
 const ended = (state: RunState): boolean => state !== 'queued' && state !== 'claimed' && state !== 'streaming';
 
@@ -34,6 +37,8 @@ const ended = (state: RunState): boolean => state !== 'queued' && state !== 'cla
  */
 export class RunBook {
   readonly #entries = new Map<string, Entry>();
+  /** Ids of final runs, in the order of their ends. */
+  readonly #final = new Set<string>();
   readonly #changed: (run: RunView) => void;
   readonly #gap: () => void;
 
@@ -57,6 +62,7 @@ export class RunBook {
 
   clear(): void {
     this.#entries.clear();
+    this.#final.clear();
   }
 
   /** The live runs a join told of; they replace what was known of them. */
@@ -153,7 +159,18 @@ export class RunBook {
 
   #set(id: string, fold: Fold, view: RunView): void {
     this.#entries.set(id, { view, fold });
+    if (view.final) this.#remember(id);
     this.#changed(view);
+  }
+
+  #remember(id: string): void {
+    this.#final.add(id);
+    if (this.#final.size <= ENDED_MAX) return;
+    for (const oldest of this.#final) {
+      this.#final.delete(oldest);
+      this.#entries.delete(oldest);
+      return;
+    }
   }
 }
 

@@ -56,7 +56,7 @@ export function createEventLog(database: Database, limits: AppendLimits, metrics
             select r.tenant_id as tenant, r.name as room, r.epoch, r.head, r.floor
             from unnest(${textArray(tenants)}::text[], ${textArray(names)}::text[]) as w(tenant, room)
             join tutti.rooms r on r.tenant_id = w.tenant and r.name = w.room`,
-          chunk.length > 1 ? 'gateway' : undefined,
+          'gateway',
         );
         for (const { tenant, room, epoch, head, floor } of rows)
           heads.set(roomKey(tenant, room), { epoch, head, floor });

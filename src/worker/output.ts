@@ -7,7 +7,10 @@ import type { WorkerCommandInput, WorkerSocket } from './socket.js';
 const PUSH_MAX_PARTS = 200;
 const PUSH_MAX_BYTES = 96 * 1024;
 const IN_FLIGHT_MAX = 3;
+/** Output kept until it is committed; past it `add` waits. */
 const UNCOMMITTED_MAX_BYTES = 128 * 1024;
+/** Output of a handler that does not wait for `add`, past which its run fails. */
+const OVERFLOW_BYTES = 16 * 1024 * 1024;
 
 interface Buffered {
   part: Part;
@@ -59,10 +62,18 @@ export class RunOutput {
     this.#unsubscribe = socket.onConnected(() => this.#rewind(this.#base));
   }
 
-  /** Takes the next part; resolves when there is room for another. Never rejects. */
+  /**
+   * Takes the next part; resolves when there is room for another. Never rejects: a handler that goes on without waiting
+   * fails its run when too much is kept.
+   */
   async add(part: Part): Promise<void> {
     if (this.#ended) return;
     const bytes = Buffer.byteLength(JSON.stringify(part));
+    if (this.#bytes + bytes > OVERFLOW_BYTES) {
+      const message = 'The handler pushes faster than its output can be committed; it has to await push().';
+      this.#abandon({ code: 'output_overflow', message }, false);
+      return;
+    }
     this.#buffer.push({ part, bytes });
     this.#bytes += bytes;
     this.#pump();
