@@ -1,0 +1,95 @@
+import { readFileSync } from 'node:fs';
+import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
+import type { TestClient } from '../support/client.js';
+import { eventually } from '../support/eventually.js';
+import { devToken } from '../support/tokens.js';
+import { Bounded } from './stage.js';
+
+/* Memory of readers: a long history for one who does not read, and recent events of many rooms. */
+
+const EVENTS = 50_000;
+const BACKPRESSURE = 512 * 1024;
+const MiB = 1024 * 1024;
+
+let on: Bounded;
+beforeAll(async () => {
+  on = await Bounded.start({
+    TUTTI_SOCKET_MAX_BACKPRESSURE_BYTES: String(BACKPRESSURE),
+    TUTTI_RING_BYTES_PER_ROOM: String(64 * 1024),
+    TUTTI_RING_BYTES_TOTAL: String(MiB),
+    TUTTI_HEAD_CHECK_MS: '200',
+    TUTTI_COMMANDS_PER_SECOND: '10000',
+    TUTTI_SOCKET_PING_TIMEOUT_MS: '60000',
+    TUTTI_SOCKET_PING_INTERVAL_MS: '60000',
+  });
+});
+afterEach(() => on.undo.all());
+afterAll(() => on?.stop());
+
+/** Bytes the gateway's process has in memory. */
+const resident = (): number =>
+  Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${on.gateway.pid}/status`, 'utf8'))?.[1] ?? 0) * 1024;
+
+/** Stops and resumes reading at the socket of the operating system. */
+function tcp(client: TestClient): { pause(): void; resume(): void } {
+  const { engine } = client.socket.io as unknown as { engine: { transport: { ws: { _socket: never } } } };
+  return engine.transport.ws._socket;
+}
+
+test.skipIf(process.platform !== 'linux')(
+  '[SLOW1] [LIM6] a reader that does not read joins a long history: it costs a buffer, and gets it all when it reads',
+  async () => {
+    const { sql } = on;
+    await sql`insert into tutti.rooms (tenant_id, name, epoch, head) values ('demo', 'long', 'e1', ${EVENTS})`;
+    await sql`insert into tutti.events (room_id, seq, tenant_id, mid, type, data, by, at)
+      select r.id, n, 'demo', 'm' || n, 'a', to_json(repeat('x', 600)), '{"kind":"server","id":"s"}', 0
+      from tutti.rooms r, generate_series(1, ${EVENTS}::integer) n where r.name = 'long'`;
+    const [slow, quick] = await Promise.all([on.client(devToken()), on.client(devToken())]);
+    // What a first look at a room takes is not the replay's.
+    await quick.call('room.join', { room: 'long', from: 'latest' });
+    await quick.call('event.history', { room: 'long', limit: 500 });
+    const before = resident();
+    tcp(slow).pause();
+    void slow.ask('room.join', { room: 'long', from: 'start' }, 60_000).catch(() => undefined);
+    await eventually('the replay stands', async () => {
+      const [queries, later] = [await replays(), await new Promise((wait) => setTimeout(wait, 300)).then(replays)];
+      return queries > 0 && queries === later;
+    });
+    // Some pages were read, by far not all; 30 MB of history are not in memory.
+    expect(await replays()).toBeLessThan(EVENTS / 500 / 2);
+    expect(resident() - before).toBeLessThan(16 * MiB);
+    await quick.call('event.publish', { room: 'long', type: 'a', data: 'live' });
+    await quick.waitFor('event', ({ data }) => data === 'live');
+    expect(slow.disconnects).toEqual([]);
+    tcp(slow).resume();
+    await slow.until(() => lastSeq(slow) > EVENTS, 'the history', 60_000);
+    const got = slow.of('event');
+    expect(got.map(({ seq }) => seq)).toEqual(Array.from({ length: EVENTS + 1 }, (_, i) => i + 1));
+  },
+  90_000,
+);
+
+const lastSeq = (client: TestClient): number => (client.pushes.at(-1)?.data as { seq?: number } | undefined)?.seq ?? 0;
+const replays = (): Promise<number> => on.metric('tutti_log_queries_total{purpose="replay"}');
+
+test('[LIM6] recent events in memory are bounded for a room and over all rooms; readers miss nothing', async () => {
+  const [reader, publisher] = await Promise.all([on.client(devToken()), on.client(devToken())]);
+  const rooms = Array.from({ length: 24 }, (_, n) => `ring-${n}`);
+  await Promise.all(rooms.map((room) => reader.call('room.join', { room, from: 'start' })));
+  const data = 'x'.repeat(15 * 1024);
+  for (let round = 0; round < 6; round++) {
+    await Promise.all(rooms.map((room) => publisher.call('event.publish', { room, type: 'a', data })));
+  }
+  await eventually('the rings are within bounds', async () => {
+    const [bytes, dropped] = [await on.metric('tutti_ring_bytes'), await on.reached('ring_total')];
+    return dropped > 0 && bytes > 0 && bytes <= MiB;
+  });
+  await reader.until(() => reader.of('event').length === 24 * 6, 'every event');
+  // Of one room at most its own bound; what is no longer in memory comes from the log.
+  const late = await on.client(devToken());
+  await Promise.all(rooms.map((room) => late.call('room.join', { room, from: 'start' })));
+  await late.until(() => late.of('event').length === 24 * 6, 'every event');
+  for (const room of rooms) {
+    expect(late.of('event').flatMap((event) => (event.room === room ? [event.seq] : []))).toEqual([1, 2, 3, 4, 5, 6]);
+  }
+});
