@@ -79,7 +79,7 @@ test('a load process: every client, every fault of a client, and a history that 
     const { joined, readers, runsEnded } = load.status ?? { joined: 0, readers: 1, runsEnded: 0 };
     return joined === readers && runsEnded > 0;
   });
-  const faults = ['cut 8', 'half-open 4', 'slow 3 600', 'duplicate 2', 'poison', 'worker-kill', 'worker-stop 3000'];
+  const faults = ['cut 8', 'half-open 4', 'slow 3 600', 'duplicate 2', 'poison', 'worker-kill', 'worker-stop 5000'];
   const writer = new HistoryWriter(tables);
   writer.write(['fault', monotonic(), 1, 'client', 'all at once']);
   for (const command of [...faults, 'two-workers', `flood ${tenants[0]?.id} 500`, 'storm 60', 'two-workers']) {
@@ -94,6 +94,7 @@ test('a load process: every client, every fault of a client, and a history that 
   load.say('quiet');
   const quiet = await eventually('quiet', () => load.status?.phase === 'quiet' && load.status);
   expect(quiet).toMatchObject({ open: 0, runsOpen: 0, leaks: 0, zombies: 0 });
+  expect(quiet.fenced).toBeGreaterThan(0);
   await eventually('nobody is behind', () => load.status?.behind === 0);
   load.say('stop');
   expect(await load.exited).toBe(0);

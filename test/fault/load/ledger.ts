@@ -11,7 +11,9 @@ export interface Counts {
   asked: number;
   runsEnded: number;
   leaks: number;
+  /** Writes under an old fence, or one that nobody was given: accepted, and refused as they should be. */
   zombies: number;
+  fenced: number;
 }
 
 /**
@@ -29,6 +31,7 @@ export class Ledger {
     runsEnded: 0,
     leaks: 0,
     zombies: 0,
+    fenced: 0,
   };
   /** Runs that were asked for and whose end no reader of this process has seen. */
   readonly openRuns = new Set<string>();

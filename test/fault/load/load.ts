@@ -31,6 +31,8 @@ export interface Status {
   runsOpen: number;
   leaks: number;
   zombies: number;
+  /** Writes under old fences that were refused, as they should be. */
+  fenced: number;
   rssMb: number;
 }
 

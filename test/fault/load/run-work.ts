@@ -67,6 +67,7 @@ export class RunWork {
       this.sent = Math.min(error.expected ?? this.committed, this.made);
       return 20;
     }
+    if (error.code === 'fenced') this.#ledger.counts.fenced++;
     if (error.retryable) return error.retryAfterMs ?? 150;
     this.over = true;
     return 0;

@@ -120,6 +120,7 @@ export class SocketWorker {
     if (other.ok && newest === this.#ledger.newestFence(work.run)) {
       this.#ledger.zombie(name, work.run, work.fence + 1);
     }
+    if (!other.ok && other.error.code === 'fenced') this.#ledger.counts.fenced++;
     socket.disconnect();
   }
 
