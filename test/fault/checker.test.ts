@@ -2,8 +2,9 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import { random } from '../support/random.js';
 import { type CheckOptions, checkHistory, type Rule } from './checker/check.js';
-import { goodHistory, numbers, SMALL, type Source, sources } from './checker/good-history.js';
+import { goodHistory, SMALL, type Source, sources } from './checker/good-history.js';
 import { rules } from './checker/verdict.js';
 import { Digest, type Entry, HistoryWriter } from './history.js';
 
@@ -539,8 +540,8 @@ describe('a long history', () => {
     test(`${rule}: ${name}`, async () => {
       for (let seed = 1; seed <= 5; seed++) {
         const by = structuredClone(collect(seed));
-        const random = numbers(seed);
-        spoil(by, (n) => Math.floor(random() * n));
+        const next = random(seed);
+        spoil(by, (n) => Math.floor(next() * n));
         const verdict = await check([...by.values()].flat());
         expect(verdict.broken, `seed ${seed}`).toHaveProperty(rule);
       }

@@ -1,3 +1,4 @@
+import { random as seeded } from '../../support/random.js';
 import { Digest, type Entry } from '../history.js';
 
 /** Who writes which entries of {@link goodHistory}. */
@@ -28,7 +29,7 @@ const EPOCH = 'e1';
 
 /** A history in which every promise was kept, with lost acks, refusals, retries, reconnects, faults and runs in it. */
 export function* goodHistory(size: HistorySize): Generator<[Source, Entry]> {
-  const random = numbers(size.seed);
+  const random = seeded(size.seed);
   const rooms: Room[] = [];
   for (let tenant = 0; tenant < size.tenants; tenant++) {
     for (let room = 0; room < size.roomsPerTenant; room++) {
@@ -153,15 +154,4 @@ function* stream(room: Room, run: string, t: number, twice: boolean, ran: Entry[
     for (const { name: reader } of viewers) yield ['readers', ['end', at, reader, run, 'completed', text.toString()]];
   }
   log.push(`run:${run}:end`);
-}
-
-/** Mulberry32: the same numbers in [0, 1) for the same seed. */
-export function numbers(seed: number): () => number {
-  let state = seed;
-  return () => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), 1 | state);
-    mixed = (mixed + Math.imul(mixed ^ (mixed >>> 7), 61 | mixed)) ^ mixed;
-    return ((mixed ^ (mixed >>> 14)) >>> 0) / 2 ** 32;
-  };
 }
