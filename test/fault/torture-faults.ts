@@ -52,17 +52,21 @@ export function runFaults(
     active.push(kind);
     const at = monotonic();
     let target = seat.name;
+    let recorded = false;
     try {
       const injection = await fault.inject(stage, { seat, lastsMs, next: random(seed) });
       target = injection.target;
+      recorded = injection.recorded === true;
       await sleep(lastsMs, undefined, { signal: stopping.signal }).catch(() => undefined);
       await injection.heal();
     } catch (error) {
       failures.push(`${id} ${kind}: ${error instanceof Error ? error.message : error}`);
     }
     const healed = monotonic();
-    history.write(['fault', at, id, kind, target]);
-    history.write(['heal', healed, id]);
+    if (!recorded) {
+      history.write(['fault', at, id, kind, target]);
+      history.write(['heal', healed, id]);
+    }
     done.push({ id, kind, part: fault.part, target, at, healed });
     active.splice(active.indexOf(kind), 1);
   };

@@ -18,6 +18,8 @@ export interface Stage {
 export interface Injection {
   /** What it hit, for the history and the report. */
   target: string;
+  /** The load writes it into its history itself, with what it hit. */
+  recorded?: boolean;
   /** Puts everything back, and resolves when that is done. */
   heal(): Promise<void>;
 }

@@ -1,6 +1,8 @@
 import { between, pick } from '../../support/random.js';
 import type { Draw, Fault, Injection, Part, Stage } from './fault.js';
 
+/** Kinds the load writes into its history: only it knows which worker it was. */
+const RECORDED = new Set(['worker-kill']);
 const nothing = async () => undefined;
 
 /** A fault the load makes of itself, when told. It ends by itself after its time. */
@@ -22,7 +24,7 @@ function told(
       const load = pick(stage.loads, draw.next);
       const line = command(draw, stage);
       load.say(line);
-      return { target: `${load.name}: ${line}`, heal: nothing };
+      return { target: `${load.name}: ${line}`, recorded: RECORDED.has(kind), heal: nothing };
     },
   };
 }
@@ -49,7 +51,7 @@ export const peopleFaults = (storm: number): Fault[] => [
   told('client-tabs', 'clients', 2, [0, 0], 'Tabs of one user each see everything once (FEED1).', ({ next }) => {
     return `duplicate ${between(1, 4, next)}`;
   }),
-  told('client-storm', 'clients', 2, [0, 0], 'Many sockets that come back at once are served (RES1).', ({ next }) => {
+  told('client-storm', 'clients', 2, [3000, 3000], 'Many sockets that come back at once are served (RES1).', ({ next }) => {
     return `storm ${between(Math.ceil(storm / 4), storm, next)}`;
   }),
   told('worker-kill', 'workers', 2, [0, 0], "A dead worker's run goes on or ends in 20 s (RUN2).", () => 'worker-kill'),
