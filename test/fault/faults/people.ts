@@ -51,9 +51,16 @@ export const peopleFaults = (storm: number): Fault[] => [
   told('client-tabs', 'clients', 2, [0, 0], 'Tabs of one user each see everything once (FEED1).', ({ next }) => {
     return `duplicate ${between(1, 4, next)}`;
   }),
-  told('client-storm', 'clients', 2, [3000, 3000], 'Many sockets that come back at once are served (RES1).', ({ next }) => {
-    return `storm ${between(Math.ceil(storm / 4), storm, next)}`;
-  }),
+  told(
+    'client-storm',
+    'clients',
+    2,
+    [3000, 3000],
+    'Many sockets that come back at once are served (RES1).',
+    ({ next }) => {
+      return `storm ${between(Math.ceil(storm / 4), storm, next)}`;
+    },
+  ),
   told('worker-kill', 'workers', 2, [0, 0], "A dead worker's run goes on or ends in 20 s (RUN2).", () => 'worker-kill'),
   told(
     'worker-zombie',

@@ -79,7 +79,7 @@ export class ClientFaults {
       'fault',
       monotonic(),
       FAULT_IDS + Math.floor(this.#random() * FAULT_IDS),
-      'worker-killed',
+      'worker-kill',
       worker.name,
     ]);
     worker.kill();

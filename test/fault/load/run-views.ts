@@ -10,6 +10,9 @@ interface View {
   digest: Digest;
 }
 
+/** Ended runs whose views are kept. */
+const ENDED_KEPT = 100;
+
 /** What a part adds to the text of a run. */
 export const textOf = (part: Part): string =>
   part.type === 'text-delta' || part.type === 'reasoning-delta' ? part.delta : '';
@@ -24,6 +27,7 @@ export class RunViews {
   readonly #ledger: Ledger;
   readonly #reader: string;
   readonly #views = new Map<string, View>();
+  readonly #ended: string[] = [];
 
   constructor(ledger: Ledger, reader: string) {
     this.#ledger = ledger;
@@ -65,7 +69,9 @@ export class RunViews {
   event(type: string, data: unknown): void {
     if (type === 'run.created') return;
     const { run, message } = data as { run: { id: string; state: string }; message: { parts: Part[] } };
-    this.#views.delete(run.id);
+    // The log may be ahead of the output: what is streamed after the end still continues what was there before.
+    this.#ended.push(run.id);
+    if (this.#ended.length > ENDED_KEPT) this.#views.delete(this.#ended.shift() ?? '');
     const digest = digestOf(message.parts).toString();
     this.#ledger.write(['end', monotonic(), this.#reader, run.id, run.state, digest]);
   }
