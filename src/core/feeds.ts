@@ -28,11 +28,12 @@ export interface RoomOutput {
 export interface RoomCompanion {
   /** Called once the bus is subscribed; readers are attached when it resolved. */
   openRoom(room: RoomKey): Promise<void>;
+  /** Once for every call of {@link openRoom} that resolved. */
   closeRoom(room: RoomKey): void;
   /** The room's log became another one, and readers forgot all they knew. What lives is told again by a check. */
   restartRoom(room: RoomKey): void;
-  /** Heals what announcements lost. */
-  check(rooms: RoomKey[]): Promise<void>;
+  /** Heals what announcements lost, in every room that it has open, also for others than this. */
+  check(): Promise<void>;
 }
 
 export interface FeedsDeps extends Omit<FeedDeps, 'limits' | 'restarted'> {
@@ -225,7 +226,18 @@ export class Feeds implements RoomOutput {
   async #openFeed(key: RoomKey, room: OpenRoom): Promise<Feed> {
     await this.#deps.bus.subscribe(key);
     this.#deps.metrics.add('log_queries', { purpose: 'open' });
-    const [head] = await Promise.all([this.#deps.log.open(tenantOf(key), roomOf(key)), this.#companion?.openRoom(key)]);
+    const companion = this.#companion?.openRoom(key);
+    let head: RoomHead;
+    try {
+      [head] = await Promise.all([this.#deps.log.open(tenantOf(key), roomOf(key)), companion]);
+    } catch (cause) {
+      // What opened all the same, or will yet, is not held.
+      companion?.then(
+        () => this.#companion?.closeRoom(key),
+        () => undefined,
+      );
+      throw cause;
+    }
     const feed = new Feed(key, head, { ...this.#deps, restarted: (room) => this.#companion?.restartRoom(room) });
     room.feed = feed;
     for (const event of room.early) feed.receive(event.epoch, event.seq, event.frame);
@@ -247,8 +259,10 @@ export class Feeds implements RoomOutput {
     if (left > 0) this.#ofTenant.set(tenantOf(key), left);
     else this.#ofTenant.delete(tenantOf(key));
     room.cancelLinger?.();
-    room.feed?.close();
-    this.#companion?.closeRoom(key);
+    if (room.feed) {
+      room.feed.close();
+      this.#companion?.closeRoom(key);
+    }
     this.#deps.bus.unsubscribe(key);
   }
 
@@ -271,13 +285,12 @@ export class Feeds implements RoomOutput {
     this.#boundRings();
     const seen = new Map<RoomKey, Feed>();
     for (const [key, room] of this.#rooms) if (room.feed) seen.set(key, room.feed);
-    if (seen.size === 0) return;
     const keys = [...seen.keys()];
     const stood = new Map([...seen].map(([key, feed]) => [key, feed.position]));
     try {
-      const found = await this.#deps.log.heads(keys);
+      const found = keys.length > 0 ? await this.#deps.log.heads(keys) : new Map<RoomKey, RoomHead>();
       // Runs first: readers that are told to start over must not be given runs that went with the room.
-      const [checked] = await Promise.allSettled([this.#companion?.check(keys)]);
+      const [checked] = await Promise.allSettled([this.#companion?.check()]);
       for (const [key, feed] of seen) {
         if (this.#rooms.get(key)?.feed !== feed) continue;
         const head = found.get(key) ?? (await this.#reopen(key));

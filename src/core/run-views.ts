@@ -151,8 +151,8 @@ export class RunViews {
    * Heals what lost announcements left: runs nobody told of, states, ends, output. One query for all rooms.
    * @throws TuttiError `log_unavailable`.
    */
-  async check(keys: readonly RoomKey[]): Promise<void> {
-    const rooms = keys.map((key) => this.#rooms.get(key)).filter((room) => room?.opened === true) as OpenRoom[];
+  async check(): Promise<void> {
+    const rooms = [...this.#rooms.values()].filter(({ opened }) => opened);
     if (rooms.length === 0) return;
     const known = rooms.flatMap((room) => [...room.views.values()].map((view) => ({ room, view })));
     const live = new Set<string>();

@@ -248,8 +248,8 @@ export class Runs {
   }
 
   /** Heals what lost announcements left in open rooms. @throws TuttiError `log_unavailable`. */
-  check(rooms: RoomKey[]): Promise<void> {
-    return this.#views.check(rooms);
+  check(): Promise<void> {
+    return this.#views.check();
   }
 
   start(): void {

@@ -3,6 +3,7 @@ import { roomKey } from '../../src/core/keys.js';
 import type { JoinFrom } from '../../src/protocol/commands.js';
 import { type EventRecord, type Frame, payloadOf } from '../../src/protocol/frames.js';
 import { type Position, toJsonText } from '../../src/protocol/primitives.js';
+import type { LiveRun } from '../../src/protocol/runs.js';
 import { headOf, SimRooms } from './sim-log.js';
 import { SimGateway, SimViewer, type SimWorld, user } from './simulation.js';
 import { random, VirtualClock } from './virtual-clock.js';
@@ -55,6 +56,13 @@ export class Reader {
   constructor(
     readonly rooms: SimRooms,
     public viewer: SimViewer,
+    /** Is told of everything that is read, in order. */
+    readonly sink?: {
+      joined(live: readonly LiveRun[]): void;
+      resynced(): void;
+      event(json: string): void;
+      frame(frame: Frame): void;
+    },
   ) {}
 
   /** Takes what came; throws at the first gap, repeat, reorder, invention or needless resync. */
@@ -63,14 +71,19 @@ export class Reader {
     for (; this.read < this.viewer.frames.length; this.read += 1) {
       const frame = this.viewer.frames[this.read] as Frame;
       if (frame.startsWith('42["room.resync"')) this.#resync(JSON.parse(payloadOf(frame, 'room.resync')).position);
-      if (!frame.startsWith('42["event"')) continue;
-      const { epoch, seq, mid } = JSON.parse(payloadOf(frame, 'event')) as EventRecord;
+      if (!frame.startsWith('42["event"')) {
+        this.sink?.frame(frame);
+        continue;
+      }
+      const json = payloadOf(frame, 'event');
+      const { epoch, seq, mid } = JSON.parse(json) as EventRecord;
       if (!this.position) throw new Error('an event came before the reply');
       if (epoch !== this.position.epoch) throw new Error(`epoch ${epoch} after ${this.position.epoch}`);
       if (seq !== this.position.seq + 1) throw new Error(`seq ${seq} after ${this.position.seq}`);
       if (!this.rooms.ever.has(`${epoch} ${seq} ${mid}`)) throw new Error(`${mid} was never committed as ${seq}`);
       this.position = { epoch, seq };
       this.texts.push(mid);
+      this.sink?.event(json);
     }
   }
 
@@ -80,19 +93,29 @@ export class Reader {
     const round = ++this.#joins;
     this.attached = false;
     const joined = gateway.request(latencyMs, () =>
-      gateway.rooms.join(user('reader'), { room: 'r', from }, viewer, ({ position, resync }) => {
+      gateway.rooms.join(user('reader'), { room: 'r', from }, viewer, ({ position, resync, runs }) => {
         if (viewer !== this.viewer || round !== this.#joins) return;
         this.attached = true;
-        if (resync) this.#resync(position);
-        else if (typeof from === 'object' && (position.epoch !== from.epoch || position.seq !== from.seq)) {
-          this.problem = new Error(`resumed at ${position.seq} instead of ${from.seq}`);
+        try {
+          this.take();
+          this.#joined(from, position, resync !== undefined);
+          this.sink?.joined(runs);
+        } catch (problem) {
+          this.problem = problem as Error;
         }
-        this.position = position;
       }),
     );
     joined.catch((problem) => {
       if (problem?.code === undefined) this.problem = problem;
     });
+  }
+
+  #joined(from: JoinFrom, position: Position, resync: boolean): void {
+    if (resync) this.#resync(position);
+    else if (typeof from === 'object' && (position.epoch !== from.epoch || position.seq !== from.seq)) {
+      throw new Error(`resumed at ${position.seq} instead of ${from.seq}`);
+    }
+    this.position = position;
   }
 
   /** On a new connection; the old one says nothing any more. */
@@ -112,6 +135,7 @@ export class Reader {
     const due = !at || at.epoch !== to.epoch || at.epoch !== log?.epoch || log.floor > at.seq;
     if (!due) throw new Error(`a needless resync at ${at.seq}`);
     this.position = to;
+    this.sink?.resynced();
   }
 }
 

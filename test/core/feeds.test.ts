@@ -1,12 +1,13 @@
 import { describe, expect, test } from 'vitest';
+import { Feed } from '../../src/core/feed.js';
 import { type EventRecord, encodePush, eventFrame, payloadOf } from '../../src/protocol/frames.js';
 import type { Position } from '../../src/protocol/primitives.js';
 import { toJsonText } from '../../src/protocol/primitives.js';
 import { feedWorld, key, limits, Reader, simulateFeeds } from './feed-simulation.js';
-import { SimViewer } from './simulation.js';
+import { noMetrics, SimViewer, silent } from './simulation.js';
 
 const from = Number(process.env.SIM_SEED ?? 1);
-const seeds = Number(process.env.SIM_SEEDS ?? 1000);
+const seeds = Number(process.env.SIM_SEEDS ?? 600);
 
 async function each(from: number, count: number, simulate: (seed: number) => Promise<unknown>): Promise<void> {
   for (let seed = from; seed < from + count; seed += 1) {
@@ -41,6 +42,7 @@ describe('feeds', () => {
 
   test('[RES1] ten thousand readers that come back at once cost three reads of the log', async () => {
     const own = { ...limits, ringBytes: 1024 * 1024 };
+    const missedFrom = (i: number) => (i % 20 === 0 ? i % 300 : 290 + (i % 10));
     const { clock, rooms, node, publish } = feedWorld(3, {
       bus: { drop: 0, repeat: 0, maxDelayMs: 1 },
       gateways: 1,
@@ -52,14 +54,14 @@ describe('feeds', () => {
     const epoch = rooms.rooms.get(key)?.epoch ?? '';
     const readers = Array.from({ length: 10_000 }, (_, i) => {
       const reader = new Reader(rooms, new SimViewer(`v${i}`, node(0).outlet));
-      reader.position = { epoch, seq: i % 300 };
+      reader.position = { epoch, seq: missedFrom(i) };
       reader.join(node(0));
       return reader;
     });
     await clock.run(200);
     for (const [i, reader] of readers.entries()) {
       reader.take();
-      expect(reader.texts.length).toBe(300 - (i % 300));
+      expect(reader.texts.length).toBe(300 - missedFrom(i));
     }
     expect(rooms.reads).toBeLessThanOrEqual(3);
   });
@@ -125,6 +127,53 @@ describe('feeds', () => {
     reader.take();
     expect(reader.resyncs).toBe(1);
     expect(reader.texts).toEqual(['before', 'after']);
+  });
+
+  test('[RES1] a room that is erased during a replay: the reader is told before anything of its successor', async () => {
+    const { clock, rooms, node, publish } = feedWorld(3, { gateways: 1, feedLimits: { ...limits, ringBytes: 500 } });
+    for (let i = 0; i < 30; i += 1) void publish(0, `m${i}`);
+    await clock.run(100);
+    const viewer = new SimViewer('v', node(0).outlet, () => clock.sleep(3000).then(() => true));
+    const reader = new Reader(rooms, viewer);
+    reader.join(node(0));
+    await clock.run(100);
+    rooms.erase(key);
+    void publish(0, 'first');
+    await clock.run(2000);
+    void publish(0, 'second');
+    await clock.run(5000);
+    reader.take();
+    expect(reader.resyncs).toBe(1);
+    expect(reader.texts).toEqual(['second']);
+  });
+
+  test('[RES1] an answer of the log that the feed has outlived makes nobody start over', () => {
+    const { clock, outlet } = feedWorld(725, { gateways: 1 }).node(0);
+    const log = { read: () => new Promise<never>(() => {}) } as never;
+    const feed = new Feed(
+      key,
+      { epoch: 'old', head: 5, floor: 0 },
+      { log, outlet, clock, metrics: noMetrics, logger: silent, limits },
+    );
+    const seen = feed.position;
+    feed.compare({ epoch: 'new', head: 1, floor: 0 }, seen);
+    feed.compare({ epoch: 'new', head: 2, floor: 0 }, seen);
+    feed.compare({ epoch: 'old', head: 5, floor: 0 }, seen);
+    expect(feed.position).toEqual({ epoch: 'new', seq: 1 });
+  });
+
+  test('[RES1] a reader ahead of its gateway is not made to start over because the log cannot be read', async () => {
+    const { clock, rooms, node, publish } = feedWorld(350, { gateways: 1 });
+    const viewer = new SimViewer('v', node(0).outlet);
+    void node(0).feeds.join(key, viewer, 'start', () => {});
+    void publish(0, 'known');
+    await clock.run(300);
+    for (const mid of ['a', 'b'])
+      rooms.append({ tenant: 't', room: 'r', mid, type: 'x', data: toJsonText(1), by: toJsonText({}) });
+    rooms.pageMax = 0;
+    const ahead = { epoch: rooms.room(key).epoch, seq: 3 };
+    const refused = expect(node(0).feeds.join(key, new SimViewer('w', node(0).outlet), ahead, () => {})).rejects;
+    await Promise.all([refused.toMatchObject({ code: 'log_unavailable' }), clock.run(500)]);
   });
 
   test('[ERR1] a reader that leaves while it joins is told so, and gets nothing', async () => {

@@ -58,7 +58,7 @@ export class RunTable {
             .sort((a, b) => a.createdAt - b.createdAt || (a.id < b.id ? -1 : 1))
             .map(stored),
         ),
-      claim: (claim) => transact(() => this.#claim(claim)),
+      claim: (claim) => transact(() => this.claim(claim)),
       commit: (segments, leaseMs) => transact(() => segments.map((piece) => this.#commit(piece, leaseMs))),
       heartbeat: (runs, leaseMs) => transact(() => runs.map((piece) => this.#commit(piece, leaseMs))),
       end: (end) => transact(() => this.#end(this.#row(end.tenant, end.run), end)),
@@ -92,7 +92,7 @@ export class RunTable {
 
   #create(
     { id, tenant, room, model, input, initiator, mid }: Parameters<RunStore['create']>[0],
-    { livePerTenant, maxAttempts, queueTtlMs }: Parameters<RunStore['create']>[1],
+    { livePerTenant, livePerRoom, maxAttempts, queueTtlMs }: Parameters<RunStore['create']>[1],
   ): RunChange {
     const ofTenant = [...this.rows.values()].filter((row) => row.tenant === tenant);
     const first = ofTenant.find((row) => mid !== undefined && row.room === room && row.mid === mid);
@@ -101,6 +101,9 @@ export class RunTable {
     }
     if (first) return { run: stored(first) };
     if (ofTenant.filter(live).length >= livePerTenant) throw new TuttiError('quota_exceeded', 'Too many runs.');
+    if (ofTenant.filter((row) => live(row) && row.room === room).length >= livePerRoom) {
+      throw new TuttiError('quota_exceeded', 'Too many runs in this room.');
+    }
     const at = this.now();
     const row: RunRow = {
       ...{ id, tenant, room, model, state: 'queued', attempt: 1, fence: 0, committed: 0, initiator, createdAt: at },
@@ -113,7 +116,7 @@ export class RunTable {
     return { run: stored(row), event };
   }
 
-  #claim({ tenant, models, leaseMs, durationMaxMs }: Parameters<RunStore['claim']>[0]) {
+  claim({ tenant, models, leaseMs, durationMaxMs }: Parameters<RunStore['claim']>[0]) {
     const waiting = [...this.rows.values()]
       .filter((row) => row.state === 'queued' && models.includes(row.model) && row.deadline > this.now())
       .filter((row) => tenant === null || row.tenant === tenant)

@@ -219,7 +219,7 @@ export class Gateway {
     });
     bus.onMessage((key, message) => this.runs.receive(key, message));
     this.runs.start();
-    this.#checks = setInterval(() => void this.runs.check([room]).catch(() => {}), 500);
+    this.#checks = setInterval(() => void this.runs.check().catch(() => {}), 500);
   }
 
   async join(): Promise<this> {

@@ -1,0 +1,81 @@
+import { describe, expect, test } from 'vitest';
+import type { Principal } from '../../src/core/principal.js';
+import type { JsonText } from '../../src/protocol/primitives.js';
+import { key } from './feed-simulation.js';
+import { StreamWitness } from './run-readers.js';
+import { runWorld, simulateRuns } from './run-simulation.js';
+import { partsOf } from './sim-worker.js';
+import { SimViewer, user } from './simulation.js';
+
+const from = Number(process.env.SIM_SEED ?? 1);
+const seeds = Number(process.env.SIM_SEEDS ?? 100);
+
+async function each(from: number, count: number, simulate: (seed: number) => Promise<unknown>): Promise<void> {
+  for (let seed = from; seed < from + count; seed += 1) {
+    await simulate(seed).catch((cause) => {
+      throw new Error(`seed ${seed}: ${(cause as Error).message}`, { cause });
+    });
+  }
+}
+
+describe('runs', () => {
+  test('[RUN1] [RUN2] [RUN4] readers, streams and the store agree on every run, whatever fails', async () => {
+    await each(from, seeds, simulateRuns);
+  }, 600_000);
+
+  test('[RUN1] [RUN2] a gateway may die at any moment: every step of a short life is tried', async () => {
+    const steps = await simulateRuns(1, 0);
+    await each(1, steps, (step) => simulateRuns(1, step));
+  }, 120_000);
+
+  test('[RUN1] a stream on a gateway where nobody reads the room hears of an end whose announcement was lost', async () => {
+    const { run, fence, streamed, a, clock } = await streaming();
+    a.bus.down = true;
+    a.request(0, () => a.runs.push(worker, { run, fence, n: 0, parts: partsOf(fence, 0, 5) }));
+    a.request(1, () => a.runs.finish(worker, { run, fence, n: 5 }));
+    await clock.run(3000);
+    expect([streamed.problem, streamed.ended?.state, streamed.from?.n]).toEqual([undefined, 'completed', 5]);
+  });
+
+  test('[RUN1] a room that cannot be opened takes nothing from the streams that hold its runs', async () => {
+    const { run, fence, streamed, a, b, clock } = await streaming();
+    b.line.away = true;
+    const refused = expect(b.feeds.join(key, new SimViewer('v', b.outlet), 'start', () => {})).rejects.toMatchObject({
+      code: 'log_unavailable',
+    });
+    await clock.run(200);
+    await refused;
+    b.line.away = false;
+    expect(b.runs.snapshot(key)).toHaveLength(1);
+    a.request(0, () => a.runs.push(worker, { run, fence, n: 0, parts: partsOf(fence, 0, 5) }));
+    await clock.run(50);
+    expect([streamed.problem, streamed.from?.n]).toEqual([undefined, 5]);
+  });
+});
+
+const worker: Principal = { kind: 'worker', id: 'w', tenant: 't', capabilities: {} };
+
+/** A run that a worker holds at `a`, with a stream of it at `b`, where nobody has joined its room. */
+async function streaming() {
+  const { world, fences, gateway } = runWorld(1, {
+    bus: { drop: 0, repeat: 0, maxDelayMs: 1 },
+    line: { maxDelayMs: 10, lose: 0 },
+  });
+  const { clock } = world;
+  const [a, b] = [gateway(), gateway()];
+  const asked = { room: 'r', model: 'm', input: '{}' as JsonText, mid: undefined };
+  const creating = a.request(0, () => a.runs.create(user('u'), asked));
+  await clock.run(100);
+  const { run } = await creating;
+  const claiming = a.request(0, () => a.runs.claim(worker, { models: ['m'], waitMs: 0 }, new AbortController().signal));
+  await clock.run(100);
+  const fence = (await claiming)?.fence ?? 0;
+  const streamed = new StreamWitness(run.id, fences);
+  const watcher = streamed.watcher(
+    () => true,
+    async () => true,
+  );
+  void b.request(0, () => b.runs.watch(user('u'), run.id, undefined, watcher, new AbortController().signal));
+  await clock.run(100);
+  return { run: run.id, fence, streamed, a, b, clock };
+}
