@@ -2,6 +2,7 @@ import {
   type CryptoKey,
   createLocalJWKSet,
   createRemoteJWKSet,
+  customFetch,
   decodeJwt,
   importJWK,
   type JWK,
@@ -30,6 +31,8 @@ const JWKS_FAILURE_PAUSE_MS = 2000;
 const JWKS_COOLDOWN_MS = 30_000;
 const JWKS_TIMEOUT_MS = 3000;
 const JWKS_MAX_AGE_MS = 600_000;
+/** Largest key set read, in bytes. */
+const JWKS_MAX_BYTES = 1024 * 1024;
 
 const ASYMMETRIC = [
   'RS256',
@@ -101,11 +104,25 @@ async function publicKey(jwk: Record<string, unknown>, alg: string): Promise<Cry
   return key;
 }
 
+/** As `fetch`, but an answer that is too large is given up before it is in memory. */
+async function fetchBounded(url: string, init: RequestInit): Promise<Response> {
+  const { body, status, headers } = await fetch(url, init);
+  const chunks: Uint8Array[] = [];
+  let size = 0;
+  for await (const chunk of body ?? []) {
+    size += chunk.byteLength;
+    if (size > JWKS_MAX_BYTES) throw new Error(`The key set is larger than ${JWKS_MAX_BYTES} bytes.`);
+    chunks.push(chunk);
+  }
+  return new Response(Buffer.concat(chunks), { status, headers });
+}
+
 function remoteKeys(url: URL): KeySource['key'] {
   const fetched: RemoteJWKSet = createRemoteJWKSet(url, {
     timeoutDuration: JWKS_TIMEOUT_MS,
     cooldownDuration: JWKS_COOLDOWN_MS,
     cacheMaxAge: JWKS_MAX_AGE_MS,
+    [customFetch]: fetchBounded,
   });
   let failedAt = Number.NEGATIVE_INFINITY;
   const unavailable = (cause?: unknown) =>

@@ -10,16 +10,18 @@ const stranger = pair('k2');
 let requests = 0;
 let status = 200;
 let served = [first];
+let padding = '';
 const server = createServer((_, response) => {
   requests += 1;
   const keys = served.map(({ kid, publicKey }) => ({ ...publicKey.export({ format: 'jwk' }), kid, alg: 'ES256' }));
-  response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify({ keys }));
+  response.writeHead(status, { 'content-type': 'application/json' }).end(JSON.stringify({ keys, padding }));
 });
 
 beforeEach(async () => {
   requests = 0;
   status = 200;
   served = [first];
+  padding = '';
   await new Promise<void>((listening) => server.listen(0, '127.0.0.1', listening));
 });
 afterEach(async () => {
@@ -61,6 +63,24 @@ test('a flood of unknown kids does not reach the server', async () => {
     await expect(auth.token(bad)).rejects.toMatchObject({ code: 'unauthenticated' });
   }
   expect(requests).toBe(1);
+});
+
+test('[LIM1] a key set that is too large is not read', async () => {
+  const { auth } = await withJwks();
+  padding = 'x'.repeat(2 * 1024 * 1024);
+  const good = await token(first);
+  await expect(auth.token(good)).rejects.toMatchObject({ code: 'log_unavailable', retryAfterMs: expect.any(Number) });
+  padding = '';
+  await expect
+    .poll(
+      () =>
+        auth.token(good).then(
+          ({ id }) => id,
+          () => '',
+        ),
+      { timeout: 10_000 },
+    )
+    .toBe('ann');
 });
 
 test('[ERR1] a server that fails denies, for now, and is not hammered', async () => {
