@@ -3,6 +3,7 @@ import type { Principal } from '../core/principal.js';
 import { countLimit, type Logger, type Metrics } from '../core/telemetry.js';
 import { asTuttiError, TuttiError } from '../errors.js';
 import type { Link, LinkData } from './link.js';
+import type { Pace } from './pace.js';
 import { Session, type Sessions } from './session.js';
 
 /** What a handshake asks of authentication. */
@@ -23,6 +24,7 @@ export interface HandshakeDeps {
   metrics: Metrics;
   log: Logger;
   draining(): boolean;
+  pace: Pace;
 }
 
 /** Longest credential looked at, in UTF-16 units. */
@@ -84,10 +86,10 @@ async function admit(socket: Socket, namespace: '/' | '/worker', deps: Handshake
 /**
  * Middleware of a namespace: lets a socket in with its {@link Session} as `socket.data`, or refuses it with a
  * `connect_error` whose `data` is the wire error. A fault of a dependency refuses. Who comes to a gateway that drains has
- * its connection closed instead.
+ * its connection closed instead. Handshakes take turns with everything else, and so do the joins and replays that follow.
  */
 export function handshake(namespace: '/' | '/worker', deps: HandshakeDeps) {
-  return (socket: Socket, next: (error?: Error) => void): void => {
+  const enter = (socket: Socket, next: (error?: Error) => void): void => {
     admit(socket, namespace, deps).then(
       (session) => {
         forgetRequest(socket);
@@ -110,4 +112,5 @@ export function handshake(namespace: '/' | '/worker', deps: HandshakeDeps) {
       },
     );
   };
+  return (socket: Socket, next: (error?: Error) => void): void => deps.pace.add(() => enter(socket, next));
 }

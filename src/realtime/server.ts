@@ -13,6 +13,7 @@ import { Dispatch, type DispatchDeps } from './dispatch.js';
 import { type HandlerDeps, roomCommands } from './handlers.js';
 import { type Admission, type Credentials, handshake } from './handshake.js';
 import type { Link } from './link.js';
+import { Pace } from './pace.js';
 import { CommandLimits, type CommandRates } from './rate.js';
 import { type Session, Sessions, type SessionTimes } from './session.js';
 import { guardApp, type UpgradeOptions } from './upgrade.js';
@@ -64,6 +65,7 @@ export class SocketServer implements Outlet {
   readonly #workerLimits: CommandLimits;
   readonly #control: ControlPlane;
   readonly #links: ReadonlySet<Link>;
+  readonly #pace = new Pace();
   readonly #backlog: Backlog;
   #state: 'open' | 'draining' | 'closed' = 'open';
 
@@ -110,6 +112,7 @@ export class SocketServer implements Outlet {
       },
     );
     this.#links = links;
+    metrics.gauge('handshakes_waiting', () => this.#pace.size);
     this.#backlog = new Backlog(links, options.maxBackpressureBytes);
     this.#io.attachApp(guarded);
     this.#serveRooms();
@@ -215,7 +218,8 @@ export class SocketServer implements Outlet {
     const sessions = this.#sessions;
     const { auth, admission, metrics, log } = this.#deps;
     const draining = () => this.#state !== 'open';
-    namespace.use(handshake(name, { auth, admission, sessions, metrics, log, draining }));
+    const pace = this.#pace;
+    namespace.use(handshake(name, { pace, auth, admission, sessions, metrics, log, draining }));
 
     // One function for all sockets; Socket.IO calls it with the socket as `this`.
     function onDisconnect(this: Socket): void {
