@@ -35,7 +35,7 @@ const BLAMELESS = ['bad_request', 'payload_too_large', 'conflict', 'forbidden', 
 
 /**
  * Holds a history against the promises. Reads every file twice: what was sent, acknowledged, made and stored first, then
- * what readers saw of it. Linear in the history; about 300 MB for each million events, nothing is kept of deliveries.
+ * what readers saw of it. Linear in the history; about 600 MB for each million events, nothing is kept of deliveries.
  * @throws Error where the files are no history.
  */
 export async function checkHistory(files: readonly string[], options: CheckOptions = {}): Promise<Verdict> {

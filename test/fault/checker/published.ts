@@ -33,7 +33,7 @@ export const roomText = (room: Room): string => `${room.tenant}/${room.name}`;
 
 /**
  * All events of a history, by columns: an event is its index in them, in the order of the first sends. One million
- * events take about 300 MB.
+ * events take about 600 MB.
  */
 export class Published {
   readonly mids: string[] = [];
