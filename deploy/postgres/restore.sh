@@ -8,6 +8,7 @@
 #   TIME     like 2026-11-23 17:05:00+00; without it, up to the last WAL in the archive
 #   PGDATA   the data directory to make; must not be there, or be empty
 #   ARCHIVE  directory of the archived WAL
+#   DRILL    yes: archives nothing, so that a restore for practice does not write into the archive of the real one
 set -eu
 : "${PGDATA:?the data directory to make}" "${ARCHIVE:?directory of the archived WAL}"
 backup=${1:?directory of a base backup}
@@ -33,4 +34,5 @@ primary_slot_name = ''
 synchronous_standby_names = ''
 tutti.restored = '$(basename "$backup")'
 CONF
+[ "${DRILL:-}" != yes ] || echo "archive_mode = 'off'" >>"$PGDATA/postgresql.auto.conf"
 echo "Start the server on $PGDATA. It takes writes when \"select pg_is_in_recovery()\" says f."
