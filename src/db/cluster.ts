@@ -8,6 +8,8 @@ const REFUSALS = { '57TU1': 'standby', '57TU2': 'old_timeline', '57TU3': 'other_
 /** Read-only, starting up, shutting down: nothing to be had from this server now, perhaps from another one. */
 const ELSEWHERE = new Set(['25006', '57P01', '57P02', '57P03']);
 
+const TELL_EVERY_MS = 60_000;
+
 /** What became of the epochs when the database was found to be another one. */
 export interface Settled {
   from: string;
@@ -31,7 +33,8 @@ export class Cluster {
   #known: string | null = null;
   #timeline = 0;
   #settling: Promise<void> | undefined;
-  #told = '';
+  /** When it was last told of a server and reason, by the monotonic clock. */
+  readonly #told = new Map<string, number>();
 
   constructor(deps: ClusterDeps) {
     this.#deps = deps;
@@ -51,7 +54,6 @@ export class Cluster {
     if (before.system === now.system && now.timeline < before.timeline) return;
     this.#known = identity;
     this.#timeline = now.timeline;
-    this.#told = '';
   }
 
   /**
@@ -95,11 +97,12 @@ export class Cluster {
     }
   }
 
-  /** Once for each server and reason, not for every connection that tries it. */
+  /** Once a minute for each server and reason, not for every connection that tries it. */
   #tell(reason: string, server: Server | undefined, err: unknown): void {
-    const told = `${reason} ${server?.host}:${server?.port}`;
-    if (told === this.#told) return;
-    this.#told = told;
+    const what = `${reason} ${server?.host}:${server?.port}`;
+    const now = performance.now();
+    if (now - (this.#told.get(what) ?? Number.NEGATIVE_INFINITY) < TELL_EVERY_MS) return;
+    this.#told.set(what, now);
     this.#deps.log.warn({ reason, ...server, err }, 'A server of DATABASE_URL may not serve');
   }
 }

@@ -59,7 +59,8 @@ export class Line {
   }
 
   /**
-   * Runs work on the connection. When it takes longer than `timeoutMs` the connection is cut, so that the work ends.
+   * Runs work on the connection. When it takes longer than `timeoutMs` the connection is cut, so that the work ends,
+   * and another server is tried next, where there is one.
    * @throws TuttiError `log_unavailable` on time-out, and where a commit is not as safe as it was to be; whatever the
    * work throws otherwise.
    */
@@ -67,7 +68,8 @@ export class Line {
     let timer: NodeJS.Timeout | undefined;
     const late = new Promise<never>((_, reject) => {
       timer = setTimeout(() => {
-        this.cut();
+        // Where there are others: a server that froze takes connections and says nothing, for ever.
+        this.refuse();
         reject(new TuttiError('log_unavailable', 'The database does not answer.'));
       }, timeoutMs);
     });

@@ -7,6 +7,7 @@ import { Line } from '../../src/db/line.js';
 import { Servers } from '../../src/db/servers.js';
 import { freePort } from '../support/ports.js';
 import { freshDatabase } from '../support/postgres.js';
+import { startProxy } from '../support/proxy.js';
 import { Counts, event, logOf, opened, silent } from './opened.js';
 
 let fresh: Awaited<ReturnType<typeof freshDatabase>>;
@@ -150,5 +151,20 @@ test('[FAIL1] the one of several servers that is there is found; where none is, 
     expect(process.cpuUsage(used).user).toBeLessThan(250_000);
   } finally {
     await Promise.all([found.close(100), none.close(100)]);
+  }
+});
+
+test('[FAIL1] a server that froze hides no other one', async () => {
+  const there = new URL(fresh.url);
+  const frozen = await startProxy(Number(there.port));
+  frozen.blackhole();
+  const url = fresh.url.replace(there.host, `127.0.0.1:${frozen.port},${there.host}`);
+  const line = new Line({ servers: new Servers(url), prepare: true, connectTimeoutMs: 5000 });
+  try {
+    await expect(line.run(300, (sql) => sql`select 1`)).rejects.toMatchObject({ code: 'log_unavailable' });
+    expect(await line.run(5000, (sql) => sql`select 1 as one`)).toEqual([{ one: 1 }]);
+  } finally {
+    await line.close(100);
+    await frozen.close();
   }
 });
