@@ -29,7 +29,7 @@ interface Subscription {
   count: number;
   /** Confirmed by Redis on the link that is open now. */
   confirmed: boolean;
-  waiting: (() => void)[];
+  readonly waiting: Set<() => void>;
 }
 
 /**
@@ -83,13 +83,19 @@ class RedisBus implements Bus {
     if (subscription) {
       subscription.count++;
     } else {
-      subscription = { room, count: 1, confirmed: false, waiting: [] };
+      subscription = { room, count: 1, confirmed: false, waiting: new Set() };
       this.subscriptions.set(room, subscription);
       if (this.link) this.ask(this.link, [subscription]);
     }
     if (subscription.confirmed) return;
     const { waiting } = subscription;
-    await within(SUBSCRIBE_WAIT_MS, new Promise<void>((resolve) => waiting.push(resolve)));
+    let wake = () => {};
+    const confirmed = new Promise<void>((resolve) => {
+      wake = resolve;
+    });
+    waiting.add(wake);
+    await within(SUBSCRIBE_WAIT_MS, confirmed);
+    waiting.delete(wake);
   }
 
   unsubscribe(room: RoomKey): void {
@@ -172,7 +178,7 @@ class RedisBus implements Bus {
         if (this.link !== link) return;
         for (const subscription of subscriptions) {
           subscription.confirmed = true;
-          for (const wake of subscription.waiting.splice(0)) wake();
+          for (const wake of subscription.waiting) wake();
         }
         done();
       },

@@ -20,6 +20,22 @@ const fenceHeaders = {
 };
 const fenceOf = (exchange: Exchange): number => parse(fenceHeader, exchange.head.headers.get('tutti-fence') ?? '');
 
+/**
+ * Aborted when the exchange is finished or the gateway drains. `AbortSignal.any` keeps something of every signal it made
+ * for as long as the drain's own lives, which is as long as the process.
+ */
+function endOf(exchange: Exchange, draining: AbortSignal): AbortSignal {
+  const end = new AbortController();
+  const abort = () => end.abort();
+  if (draining.aborted) abort();
+  draining.addEventListener('abort', abort);
+  exchange.onFinished(() => {
+    draining.removeEventListener('abort', abort);
+    abort();
+  });
+  return end.signal;
+}
+
 const shared = { tag: 'worker', access: 'worker', errors: ['fenced', 'not_found', 'conflict'] } as const;
 
 /** `draining` ends claims that wait, so that no run is given to a worker whose gateway leaves. */
@@ -39,7 +55,7 @@ export const workerRoutes = (runs: RunsPort, draining: AbortSignal, standing: St
     errors: [...shared.errors, 'quota_exceeded'],
     handle: async ({ principal, body, exchange }) => {
       standing.hold(exchange, principal);
-      const assignment = await runs.claim(principal, body, AbortSignal.any([exchange.signal, draining]));
+      const assignment = await runs.claim(principal, body, endOf(exchange, draining));
       return assignment ? json(200, assignment) : empty(204);
     },
   }),
