@@ -317,6 +317,21 @@ test('who was on a killed gateway has caught up when it joined again and has wha
   expect(verdict.recoveries.faults[0]).toMatchObject({ caughtUpMs: 1500, firstAckMs: 200 });
 });
 
+test('a run that ended before its worker was killed has nothing to recover from, also where only the log told its end', async () => {
+  const verdict = await check([
+    ['ask', s(1), 'run', 'a', 'r'],
+    joined(1),
+    ['claim', s(1.1), 'w1', 'run', 1, 1],
+    got(1.5, 1, ['run:run:end']),
+    ['fault', s(2), 1, 'worker-kill', 'w1'],
+    ['heal', s(2), 1],
+    resumed(90, 1),
+    stored(['run:run:end']),
+    ['ran', 'run', 'a', 'completed', 1, digestOf('')],
+  ]);
+  expect(verdict.violations).toEqual([]);
+});
+
 describe('what was promised nobody is no violation', () => {
   const good: Record<string, [Entry[], CheckOptions?]> = {
     nothing: [[]],

@@ -105,9 +105,9 @@ function choose(only: readonly string[] | undefined): Fault[] {
 const loadShare = ({ rate }: TortureOptions) => ({
   publishers: TENANTS * ROOMS_PER_TENANT,
   httpPublishers: TENANTS,
-  readers: TENANTS * ROOMS_PER_TENANT,
+  readers: (TENANTS * ROOMS_PER_TENANT) / 2,
   streamReaders: TENANTS,
-  viewers: 2 * TENANTS,
+  viewers: TENANTS * ROOMS_PER_TENANT,
   runStreams: TENANTS / 2,
   workers: TENANTS,
   httpWorkers: TENANTS / 2,

@@ -143,6 +143,7 @@ function whatWasSeen(readers: Readers, runs: Runs, faults: Faults, findings: Fin
     recv: (entry) => {
       time.delivered(entry[1], entry[5].length);
       readers.received(entry);
+      for (const mid of entry[5]) runs.event(mid, entry[1]);
     },
     chunk: (entry) => {
       show(entry[1], entry[2], entry[3]);

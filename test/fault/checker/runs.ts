@@ -126,6 +126,13 @@ export class Runs {
     view.end = end;
   }
 
+  /** Somebody was given an event: the log tells the end of a run also where nobody reads its output. */
+  event(mid: string, t: number): void {
+    if (!mid.startsWith('run:') || !mid.endsWith(':end')) return;
+    const run = this.#runs.get(mid.slice('run:'.length, -':end'.length));
+    if (run) run.endedAt = Math.min(run.endedAt, t);
+  }
+
   /** Everything was read. `hasLeft` tells readers that left before the end and so may not have seen it. */
   finish(options: {
     faults: Faults;
