@@ -17,6 +17,36 @@ export interface LinkData {
   link?: Link;
 }
 
+/** What the commands of a session that is over its rate are answered with, unparsed: a flood must cost little to refuse. */
+export interface StandingRefusal {
+  /** By `Date.now()`, ms. */
+  until: number;
+  /** The arguments of the ack, as they stand on the wire. */
+  answer: string;
+  /** One more was refused. */
+  count(): void;
+}
+
+const MESSAGE = 0x34;
+const EVENT = 0x32;
+const OPENING_BRACKET = 0x5b;
+/** Digits of an id of an ack, at most. */
+const ID_MAX = 16;
+
+/** The id of the ack of a command at `/`, `''` for a command without; `undefined` for any other message. */
+function ackIdOf(message: ArrayBuffer): string | undefined {
+  const bytes = new Uint8Array(message, 0, Math.min(message.byteLength, ID_MAX + 3));
+  if (bytes[0] !== MESSAGE || bytes[1] !== EVENT) return undefined;
+  let id = '';
+  for (let at = 2; at < bytes.length; at++) {
+    const byte = bytes[at] ?? 0;
+    if (byte === OPENING_BRACKET) return id;
+    if (byte < 0x30 || byte > 0x39) return undefined;
+    id += String.fromCharCode(byte);
+  }
+  return undefined;
+}
+
 /** Messages of one connection before it is closed as hostile, as a multiple of what a session may send. */
 const FLOOD_WINDOW_MS = 1000;
 
@@ -31,6 +61,7 @@ export class Link {
   pace = 0;
   /** Bytes of the last message that arrived: Socket.IO hands on what is in it before the next is read. */
   received = 0;
+  refusal: StandingRefusal | undefined;
   /** Namespaces that are being or have been entered; one socket each. */
   readonly namespaces = new Set<string>();
   /** Bytes waiting when last looked at, or `Infinity` once a frame was dropped. */
@@ -120,6 +151,21 @@ export class Link {
     }
     this.#messages += 1;
     return this.#messages > Math.max(max, this.pace);
+  }
+
+  /** Answers a command of a session that is over its rate. @returns `false` for what has to be looked at. */
+  refuses(message: ArrayBuffer, now: number): boolean {
+    const { refusal } = this;
+    if (!refusal) return false;
+    if (now >= refusal.until) {
+      this.refusal = undefined;
+      return false;
+    }
+    const id = ackIdOf(message);
+    if (id === undefined) return false;
+    if (id !== '') this.send(`43${id}${refusal.answer}`);
+    refusal.count();
+    return true;
   }
 
   /** Ends the socket at once, without Engine.IO's consent; its close handler runs before this returns. */

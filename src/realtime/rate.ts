@@ -42,6 +42,23 @@ export class CommandLimits {
   }
 
   #refuse(session: Session, spent: Spent, scope: 'session' | 'tenant', retryAfterMs: number): never {
+    const message = `Too many commands of this ${scope}.`;
+    const refusal = new TuttiError('rate_limited', message, { retryAfterMs });
+    this.#count(session, spent, scope, message);
+    if (scope === 'session' && session.namespace === '/') {
+      session.link.refusal = {
+        until: Date.now() + retryAfterMs,
+        answer: `[{"ok":false,"error":${JSON.stringify(refusal.toWire())}}]`,
+        count: () => {
+          this.#count(session, spent, scope, message);
+          this.metrics.add('commands', { command: 'unknown', code: 'rate_limited' });
+        },
+      };
+    }
+    throw refusal;
+  }
+
+  #count(session: Session, spent: Spent, scope: 'session' | 'tenant', message: string): void {
     this.metrics.add('rate_limited', { scope });
     const now = Date.now();
     if (now - spent.refusedSince >= FLOOD_WINDOW_MS) {
@@ -49,11 +66,9 @@ export class CommandLimits {
       spent.refused = 0;
     }
     spent.refused += 1;
-    const message = `Too many commands of this ${scope}.`;
     if (spent.refused > this.rates.perSession * FLOOD_FACTOR) {
       session.end({ code: 'rate_limited', message, reconnect: true, afterMs: FLOOD_WINDOW_MS });
     }
-    throw new TuttiError('rate_limited', message, { retryAfterMs });
   }
 
   #spentBy(session: Session): Spent {

@@ -58,6 +58,7 @@ export class Session {
     if (this.state === 'closed') return false;
     this.state = 'closed';
     this.link.namespaces.delete(this.namespace);
+    if (this.namespace === '/') this.link.refusal = undefined;
     this.release();
     return true;
   }

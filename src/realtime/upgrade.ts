@@ -101,11 +101,13 @@ export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, hooks: 
         },
         message(ws, message, isBinary) {
           const { link } = ws.getUserData();
-          if (link?.floods(options.maxMessagesPerSecond, Date.now())) {
+          const now = Date.now();
+          if (link?.floods(options.maxMessagesPerSecond, now)) {
             hooks.flooded();
             link.terminate();
             return;
           }
+          if (link?.refuses(message, now)) return;
           if (link) link.received = message.byteLength;
           behavior.message?.(ws, message, isBinary);
         },
