@@ -1,11 +1,12 @@
 #!/bin/sh
-# Loads what dump.sh wrote into an empty database. Stop the gateways first.
+# Loads what dump.sh wrote into an empty database. Stop the gateways first. Roles are in no dump: that of DATABASE_URL,
+# which owned the tables, has to be there, as deploy/compose/postgres-roles.sh makes it; the application's is made here.
 #
 #   load.sh FILE
 #
 #   PG_BIN     directory of psql and pg_restore; empty: the PATH
 #   PGHOST, PGPORT, PGUSER, PGDATABASE, PGPASSWORD   the database to load into, a superuser
-#   APP_ROLE   TUTTI_DB_APP_ROLE of the gateways (tutti_app); roles are in no dump
+#   APP_ROLE   TUTTI_DB_APP_ROLE of the gateways (tutti_app)
 set -eu
 file=${1:?file to load}
 bin=${PG_BIN:+$PG_BIN/}

@@ -97,5 +97,31 @@ default_pool_size = 3
       expect(await log.append(event('a', 'room-0', 'm0'))).toMatchObject({ seq: 1, duplicate: true });
       expect(await readAll(log, 'a', 'room-3')).toHaveLength(120);
     });
+
+    test('[EPOCH1] [FAIL1] what is behind it is asked by every transaction: another log, an old primary', async () => {
+      const log = logOf(database, { timeoutMs: 2000 });
+      const before = await log.append(event('a', 'moved', 'before'));
+      const identity = await database.asOwner(5000, async (sql) => {
+        const [row] = await sql<{ identity: string }[]>`
+          update tutti.cluster set identity = '1/1/1' returning tutti.identity() as identity`;
+        return row?.identity ?? '';
+      });
+      const [after, page] = await Promise.all([
+        log.append(event('a', 'moved', 'after')),
+        log.read('a', 'moved', { limit: 10, order: 'asc' }),
+      ]);
+      expect(after.epoch).not.toBe(before.epoch);
+      expect(page?.epoch).toBe(after.epoch);
+
+      const [system] = identity.split('/');
+      database.cluster.saw(`${system}/1000`);
+      const [read, write] = await Promise.allSettled([
+        log.read('a', 'moved', { limit: 10, order: 'asc' }),
+        log.append(event('a', 'moved', 'refused')),
+      ]);
+      for (const refused of [read, write]) {
+        expect(refused).toMatchObject({ status: 'rejected', reason: { code: 'log_unavailable' } });
+      }
+    });
   },
 );
