@@ -9,7 +9,7 @@ import { Runs } from './runs.js';
 import { Timeline } from './timeline.js';
 import { type Counts, Findings, type Verdict } from './verdict.js';
 
-export type { FaultRecovery, KindRecovery, Quantiles, Rule, Verdict, Violation } from './verdict.js';
+export type { KindRecovery, Quantiles, Rule, Verdict } from './verdict.js';
 
 export interface CheckOptions {
   /** Rooms that are erased or restored: readers may be sent elsewhere, and what an old epoch held may be gone. Default: none. */
