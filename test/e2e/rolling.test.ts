@@ -142,4 +142,4 @@ test('[DRN2] three gateways restarted one after another under load: nothing is l
     }
     expect(quarters.size).toBeGreaterThan(2);
   }
-}, 90_000);
+}, 120_000);

@@ -98,4 +98,4 @@ test('[RES1][FEED1] a gateway is killed and all of its sockets come to the other
     `storm: ${SOCKETS} sockets back in ${Math.round(tookMs)} ms, ${queries} queries of the log for ${ROOMS} rooms, ` +
       `${toldMeanwhile} publishes of a bystander meanwhile`,
   );
-}, 60_000);
+}, 120_000);

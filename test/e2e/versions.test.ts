@@ -84,7 +84,7 @@ test('[VER1][LOG3][FEED1] an upgrade and the downgrade after it, gateway by gate
     expect(reader.faults).toEqual([]);
     expect(reader.mids).toEqual(mids);
   }
-}, 60_000);
+}, 120_000);
 
 test('[VER1][RUN1] events, output of runs and cancels cross from one version to the other, both ways', async () => {
   const { gateway } = await stage();
@@ -140,4 +140,4 @@ test('[VER1][RUN1] events, output of runs and cancels cross from one version to 
     expect(viewers.flatMap(({ faults }) => faults)).toEqual([]);
     expect(nearViewer.events).toEqual(farViewer.events);
   }
-}, 60_000);
+}, 120_000);

@@ -38,4 +38,4 @@ test('[MEM1] clients and rooms that come and go leave nothing behind', async () 
   // An idle session takes 5 KB of heap, an open room 3 KB.
   expect((connected - before) / 4000, 'bytes left of a connection').toBeLessThan(500);
   expect((opened - connected) / 1000, 'bytes left of a room').toBeLessThan(1000);
-}, 60_000);
+}, 120_000);
