@@ -7,7 +7,7 @@ import { createRedisBus } from './bus/redis.js';
 import type { Config } from './config.js';
 import { Authenticator } from './core/auth.js';
 import type { Bus } from './core/bus.js';
-import { systemClock } from './core/clock.js';
+import { every, systemClock } from './core/clock.js';
 import type { Directory } from './core/directory.js';
 import { Feeds } from './core/feeds.js';
 import { roomOf, systemKey } from './core/keys.js';
@@ -52,6 +52,8 @@ export interface Gateway {
   drain(): Promise<boolean>;
 }
 
+/** How often Postgres is asked whether it is there, in ms. */
+const PROBE_MS = 2000;
 const WEB_DIR = fileURLToPath(new URL('../dist/web', import.meta.url));
 /** Clients are told to move within this share of what is left of the grace period after the notice. */
 const DISMISS_SHARE = 0.5;
@@ -139,6 +141,8 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
   await Promise.all([bus.subscribe(revoked), revocations.start()]);
 
   const health = new Health(database);
+  // Else the gauge would be as old as the last question of a balancer.
+  const stopProbing = every(clock, PROBE_MS, () => void health.ready());
   metrics.gauge('bus_connected', () => Number(bus.connected()));
   metrics.gauge('database_up', () => Number(health.databaseUp));
   metrics.gauge('draining', () => Number(health.draining));
@@ -207,6 +211,7 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
       revocations.stop();
       await sockets.close();
       await bus.close();
+      stopProbing();
       await database.close();
       log.info({}, 'Drained');
       return committed;

@@ -108,7 +108,8 @@ export async function watchRun(
         if (isTerminal(now.state)) {
           const length = now.length ?? 0;
           if (lost || now.attempt !== attempt || n > length) restart(now.attempt);
-          if (await replay(length)) watcher.end(toRun(now));
+          // Without its output the run went with its room meanwhile: no end is told that is none.
+          if ((await replay(length)) && n === length) watcher.end(toRun(now));
           return;
         }
         await pause(clock, RETRY_MS, next);

@@ -108,7 +108,7 @@ interface Stream {
 /**
  * Several gateways with runs, their workers and their readers, whose database, bus and processes fail as the seed
  * says. `killAt` kills the first gateway after that many steps of virtual time instead.
- * @returns the number of steps it took.
+ * @returns how many steps it took before everything was left to settle.
  */
 export async function simulateRuns(seed: number, killAt?: number): Promise<number> {
   const plan = killAt === undefined ? planOf(seed) : { ...calm, steps: 12 };
@@ -310,6 +310,7 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
     look();
   }
 
+  const acted = clock.steps;
   world.line.lose = 0;
   for (const { line, bus } of gateways) {
     line.away = false;
@@ -353,7 +354,7 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
       throw new Error(`run ${row.id}: a stream ended ${witness.ended.state}, the run is ${row.state}`);
     }
   }
-  return clock.steps;
+  return acted;
 }
 
 /** RUN2, from what is stored: every part of an attempt is what the worker said that held it. */

@@ -51,6 +51,33 @@ describe('runs', () => {
     await clock.run(50);
     expect([streamed.problem, streamed.from?.n]).toEqual([undefined, 5]);
   });
+
+  test('[RUN1] a stream whose room is erased while it reads the last parts tells no end', async () => {
+    const { run, fence, a, b, clock, world, fences } = await streaming();
+    a.request(0, () => a.runs.push(worker, { run, fence, n: 0, parts: partsOf(fence, 0, 5) }));
+    a.request(1, () => a.runs.finish(worker, { run, fence, n: 5 }));
+    await clock.run(3000);
+    const call = b.line.call.bind(b.line);
+    let calls = 0;
+    b.line.call = (work) => {
+      // The run itself, the room's live runs, the run again, and now its parts.
+      if (++calls === 4) world.rooms.erase(key);
+      return call(work);
+    };
+    const late = new StreamWitness(run, fences);
+    const watcher = late.watcher(
+      () => true,
+      async () => true,
+    );
+    let over = false;
+    void b
+      .request(0, () => b.runs.watch(user('u'), run, undefined, watcher, new AbortController().signal))
+      .then(() => {
+        over = true;
+      });
+    await clock.run(500);
+    expect([calls >= 4, over, late.problem, late.ended]).toEqual([true, true, undefined, undefined]);
+  });
 });
 
 const worker: Principal = { kind: 'worker', id: 'w', tenant: 't', capabilities: {} };
@@ -77,5 +104,5 @@ async function streaming() {
   );
   void b.request(0, () => b.runs.watch(user('u'), run.id, undefined, watcher, new AbortController().signal));
   await clock.run(100);
-  return { run: run.id, fence, streamed, a, b, clock };
+  return { run: run.id, fence, streamed, a, b, clock, world, fences };
 }

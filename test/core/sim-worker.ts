@@ -42,8 +42,11 @@ export class SimWorker {
   steady = false;
   #gateway: SimGateway & { runs: Runs };
   readonly #latencyMs: number;
+  /** Behind a balancer: each request may go to another gateway, and nothing tells when one is lost. */
+  readonly #balanced: boolean;
 
   constructor(readonly world: WorkerWorld) {
+    this.#balanced = world.random() < 0.3;
     this.#gateway = world.gateway();
     this.#latencyMs = world.random() * 5;
     void this.#work();
@@ -106,7 +109,8 @@ export class SimWorker {
     for (let at = gateway(); !over; ) {
       await this.#breath(hurry ? 5 : 60);
       if (!this.alive) return;
-      if (at !== gateway()) {
+      if (this.#balanced) this.move();
+      else if (at !== gateway()) {
         at = gateway();
         rewind(base);
       }
@@ -117,7 +121,7 @@ export class SimWorker {
         refused(answer);
         continue;
       }
-      if (sent < length && inFlight < IN_FLIGHT_MAX) {
+      if (sent < length && inFlight < (this.#balanced ? 1 : IN_FLIGHT_MAX)) {
         if (!this.steady && random() < 0.03) rewind(base);
         const n = sent;
         sent = Math.min(length, sent + 1 + Math.floor(random() * 4));
