@@ -8,6 +8,7 @@ import type { Config } from './config.js';
 import { Authenticator } from './core/auth.js';
 import type { Bus } from './core/bus.js';
 import { every, systemClock } from './core/clock.js';
+import { ClockCheck } from './core/clock-check.js';
 import type { Directory } from './core/directory.js';
 import { Feeds } from './core/feeds.js';
 import { roomOf, systemKey } from './core/keys.js';
@@ -90,9 +91,12 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
     pollMs: config.TUTTI_REVOCATION_POLL_MS,
     tokenLifeMs: config.TUTTI_TOKEN_TTL_MAX_SECONDS * 1000,
   });
+  const clockCheck = new ClockCheck({ time: () => directory.time(), pollMs: config.TUTTI_REVOCATION_POLL_MS, log });
+  metrics.gauge('clock_offset_seconds', () => clockCheck.offsetMs / 1000);
   const auth = new Authenticator({
     directory,
     revocations,
+    clockCheck,
     tokenTtlMaxSeconds: config.TUTTI_TOKEN_TTL_MAX_SECONDS,
     pollMs: config.TUTTI_REVOCATION_POLL_MS,
     demo: !config.production,
@@ -138,7 +142,7 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
     else if (roomOf(room).startsWith('!')) runs.receive(room, message);
     else rooms.receive(room, message);
   });
-  await Promise.all([bus.subscribe(revoked), revocations.start()]);
+  await Promise.all([bus.subscribe(revoked), revocations.start(), clockCheck.start()]);
 
   const health = new Health(database);
   // Else the gauge would be as old as the last question of a balancer.
@@ -209,6 +213,7 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
       runs.close();
       feeds.close();
       revocations.stop();
+      clockCheck.stop();
       await sockets.close();
       await bus.close();
       stopProbing();

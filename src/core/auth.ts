@@ -2,11 +2,12 @@ import { createHash, randomUUID, timingSafeEqual } from 'node:crypto';
 import { TuttiError } from '../errors.js';
 import { allCapabilities } from '../protocol/capabilities.js';
 import type { MintBody } from '../protocol/http.js';
+import type { ClockCheck } from './clock-check.js';
 import type { ApiKey, Directory, Issuer } from './directory.js';
 import { Keyring } from './keyring.js';
 import { type Principal, tenantOfPrincipal } from './principal.js';
 import type { Revocations } from './revocations.js';
-import { INFO_MAX_BYTES, refused, signToken, unverifiedIssuer, verifyToken } from './tokens.js';
+import { type Claims, INFO_MAX_BYTES, refused, signToken, unverifiedIssuer, verifyToken } from './tokens.js';
 
 /** Every API key begins so. */
 export const KEY_PREFIX = 'tutti_live_';
@@ -38,6 +39,8 @@ export interface AuthenticatorDeps {
   pollMs: number;
   /** `false` in production: the tenant `demo` and its issuer are not served even where a database has them. */
   demo: boolean;
+  /** Whether this machine's clock can be trusted with the times of tokens. */
+  clockCheck: Pick<ClockCheck, 'off' | 'offsetMs'>;
   /** Wall clock, ms since the Unix epoch. */
   now?: () => number;
 }
@@ -61,10 +64,7 @@ export class Authenticator {
     const iss = unverifiedIssuer(token);
     const issuer = await this.#keyring.issuer(iss);
     if (!issuer) throw refused('its issuer is not known here');
-    const claims = await verifyToken(token, issuer, this.#keyring.source(issuer), {
-      ttlMaxSeconds: this.deps.tokenTtlMaxSeconds,
-      nowMs: this.#now(),
-    });
+    const claims = await this.#verify(token, issuer);
     if (issuer.tenant !== null && claims.tenant !== undefined && claims.tenant !== issuer.tenant) {
       throw refused('claim "tenant" names a tenant its issuer does not speak for');
     }
@@ -124,7 +124,8 @@ export class Authenticator {
     if (!issuer || !signsHere(issuer, tenant)) {
       throw new TuttiError('forbidden', 'Your tenant has no issuer of its own to mint with.');
     }
-    const nowMs = this.#now();
+    // By the clock that is behind: what a clock ahead signs would be issued in the future elsewhere.
+    const nowMs = this.#now() + Math.min(0, this.deps.clockCheck.off ? this.deps.clockCheck.offsetMs : 0);
     const minted = await signToken(issuer, { ...body, id: randomUUID() }, nowMs);
     try {
       // What would be refused when it is used is better refused now.
@@ -135,6 +136,20 @@ export class Authenticator {
       throw error;
     }
     return minted;
+  }
+
+  /** What this machine's clock refuses and the database's would not is for another gateway to judge. */
+  async #verify(token: string, issuer: Issuer): Promise<Claims> {
+    const at = (nowMs: number) =>
+      verifyToken(token, issuer, this.#keyring.source(issuer), { ttlMaxSeconds: this.deps.tokenTtlMaxSeconds, nowMs });
+    const nowMs = this.#now();
+    const { off, offsetMs } = this.deps.clockCheck;
+    try {
+      return await at(nowMs);
+    } catch (refusal) {
+      const byDatabase = off && (await at(nowMs + offsetMs).catch(() => undefined));
+      throw byDatabase ? clockIsOff() : refusal;
+    }
   }
 
   async #requireActive(id: string): Promise<void> {
@@ -153,6 +168,9 @@ export class Authenticator {
     return principal;
   }
 }
+
+const clockIsOff = () =>
+  new TuttiError('log_unavailable', 'The clock of this gateway is off, so that times of tokens cannot be checked.');
 
 const wrongKey = () => new TuttiError('unauthenticated', 'Your API key is not accepted.');
 

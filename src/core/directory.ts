@@ -62,4 +62,6 @@ export interface Directory {
   revocations(since: number): Promise<Revocation[]>;
   /** A number that grows with every change of a tenant, issuer or key. */
   revision(): Promise<number>;
+  /** The time by the database, ms since the Unix epoch. */
+  time(): Promise<number>;
 }

@@ -76,6 +76,7 @@ export const gauges = {
   http_in_flight: { help: 'HTTP requests that are being served, lasting ones left out.', labels: [] },
   in_flight_bytes: { help: 'Bytes of commands and requests that wait for their answer.', labels: [] },
   memory_share: { help: 'Part of the memory that may be used that is in use, 0 to 1.', labels: [] },
+  clock_offset_seconds: { help: "The database's clock less this machine's, in s.", labels: [] },
   revocations: { help: 'Revocations kept in memory.', labels: [] },
   runs_held: { help: 'Runs whose worker pushes to this gateway.', labels: [] },
   runs_uncommitted_bytes: { help: 'Run output announced and not yet committed.', labels: [] },

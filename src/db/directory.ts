@@ -99,5 +99,13 @@ export function createDirectory(database: Database): Directory {
 
     revision: () =>
       all(async (tx) => (await tx<{ revision: number }[]>`select revision from tutti.directory`)[0]?.revision ?? 0),
+
+    time: () =>
+      all(async (tx) => {
+        const [row] = await tx<{ time: number }[]>`
+          select floor(extract(epoch from clock_timestamp()) * 1000)::bigint as time`;
+        if (!row) throw new Error('A select of one row gave none.');
+        return row.time;
+      }),
   };
 }

@@ -64,4 +64,7 @@ export class MemoryDirectory implements Directory {
     this.#ask('revision');
     return this.#revision;
   }
+  async time() {
+    return Date.now();
+  }
 }

@@ -19,7 +19,9 @@ export const hs256 = (tenant: string | null, iss: string, secret = DEV_SECRET): 
 });
 
 /** An authenticator over a directory with the tenants `demo` and `acme`, their own issuers and two keys of `acme`. */
-export async function setUp(options: { pollMs?: number; demo?: boolean } = {}) {
+export async function setUp(
+  options: { pollMs?: number; demo?: boolean; clock?: { off: boolean; offsetMs: number }; now?: () => number } = {},
+) {
   const directory = new MemoryDirectory();
   for (const id of ['demo', 'acme']) {
     await directory.putTenant({ id, name: id, status: 'active' });
@@ -37,6 +39,8 @@ export async function setUp(options: { pollMs?: number; demo?: boolean } = {}) {
     tokenTtlMaxSeconds: 86_400,
     pollMs,
     demo: options.demo ?? true,
+    clockCheck: options.clock ?? { off: false, offsetMs: 0 },
+    ...(options.now ? { now: options.now } : {}),
   });
   return { directory, revocations, auth };
 }

@@ -1,0 +1,63 @@
+import { resolve } from 'node:path';
+import { afterAll, expect, test } from 'vitest';
+import { connect } from '../support/client.js';
+import { type GatewayProcess, startGateway } from '../support/gateway.js';
+import { freshDatabase } from '../support/postgres.js';
+import { DEV_SERVER_KEY, devToken } from '../support/tokens.js';
+import { setUp } from './setup.js';
+
+const SHIFT = resolve(import.meta.dirname, '../fault/faults/clock-shift.mjs');
+const database = await freshDatabase();
+const started: GatewayProcess[] = [];
+afterAll(async () => {
+  await Promise.all(started.map((gateway) => gateway.stop()));
+  await database.drop();
+});
+
+/** A gateway whose wall clock is off; all of them share one database. */
+async function gatewayOff(shiftMs: number): Promise<GatewayProcess> {
+  const shift = { NODE_OPTIONS: `--import ${SHIFT}`, TORTURE_CLOCK_SHIFT_MS: String(shiftMs) };
+  const gateway = await startGateway({ env: { DATABASE_URL: database.url, ...(shiftMs === 0 ? {} : shift) } });
+  started.push(gateway);
+  return gateway;
+}
+
+const now = () => Math.floor(Date.now() / 1000);
+const minute = () => devToken({ claims: { iat: now(), exp: now() + 60 } });
+
+test('[ERR1] a clock 5 minutes behind: a fresh token is refused for now and not for good, and the gateway says why', async () => {
+  const behind = await gatewayOff(-300_000);
+  const refusal = connect({ url: behind.url, token: await minute() });
+  await expect(refusal).rejects.toMatchObject({ error: { code: 'log_unavailable', retryable: true } });
+  const metrics = await (await fetch(`${behind.url}/metrics`)).text();
+  const offset = Number(/^tutti_clock_offset_seconds (\S+)$/m.exec(metrics)?.[1]);
+  expect(offset).toBeGreaterThan(290);
+  expect(offset).toBeLessThan(310);
+  expect(behind.logs()).toContain('The clock of this machine and that of the database differ');
+  const known = await connect({ url: behind.url, token: await devToken({ claims: { iat: now() - 600 } }) });
+  known.close();
+});
+
+test('[ERR1] a clock 5 minutes ahead: what it mints is good elsewhere, what is short-lived is refused for now', async () => {
+  const ahead = await gatewayOff(300_000);
+  const right = await gatewayOff(0);
+  const refusal = connect({ url: ahead.url, token: await minute() });
+  await expect(refusal).rejects.toMatchObject({ error: { code: 'log_unavailable', retryable: true } });
+  const answer = await fetch(`${ahead.url}/v1/tokens`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${DEV_SERVER_KEY}`, 'content-type': 'application/json' },
+    body: JSON.stringify({ user: 'ann', cap: { '*': ['join'] }, ttlSeconds: 900 }),
+  });
+  const { token } = (await answer.json()) as { token: string };
+  const client = await connect({ url: right.url, token });
+  client.close();
+});
+
+test('[AUTH1] what both clocks refuse is refused for good, whatever the difference', async () => {
+  const { auth } = await setUp({ clock: { off: true, offsetMs: 300_000 }, now: () => Date.now() - 300_000 });
+  const ended = devToken({ claims: { iat: now() - 7200, exp: now() - 3600 } });
+  await expect(auth.token(await ended)).rejects.toMatchObject({ code: 'token_expired' });
+  await expect(auth.token(await devToken({ secret: 'x'.repeat(32) }))).rejects.toMatchObject({
+    code: 'unauthenticated',
+  });
+});
