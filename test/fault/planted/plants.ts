@@ -56,7 +56,7 @@ export const noDedupe: DatabasePlant = {
 /** Events are acknowledged inside a transaction that is committed later. */
 export const ackBeforeCommit: Plant = {
   module: 'db/event-log',
-  find: 'return await line.run(answerMs, (sql) => appendBatch(sql, events));',
+  find: 'return await line.run(answerMs, (sql) => appendBatch(sql, events, database.cluster));',
   put: `return await line.run(answerMs, async (sql) => {
     if (!line.isOpen) {
       line.isOpen = true;
@@ -66,7 +66,7 @@ export const ackBeforeCommit: Plant = {
         sql.unsafe('commit').catch(() => undefined);
       }, 500);
     }
-    return appendBatch(sql, events);
+    return appendBatch(sql, events, database.cluster);
   });`,
 };
 
