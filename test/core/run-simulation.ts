@@ -30,6 +30,8 @@ const limits: RunLimits = {
   claimsWaitingMax: 1000,
   uncommittedTotalBytes: 16 * 1024 * 1024,
 };
+/** How long readers may lack what is stored, where nothing is wrong with their gateway, in ms. */
+const BEHIND_MS = 2500;
 /** What RUN2 promises beyond the lease, in ms. */
 const LOST_MS = 5000;
 
@@ -123,7 +125,7 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
     return found;
   };
   const problems: string[] = [];
-  const readers: { reader: Reader; witness: RunWitness; gateway: Gateway }[] = [];
+  const readers: { reader: Reader; witness: RunWitness; gateway: Gateway; since: number }[] = [];
   const streams: Stream[] = [];
   const workerWorld = {
     ...{ clock, random: next },
@@ -149,7 +151,7 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
     }
     const witness = new RunWitness(fences);
     const reader = new Reader(rooms, viewer, witness);
-    readers.push({ reader, witness, gateway });
+    readers.push({ reader, witness, gateway, since: clock.now() });
     reader.join(gateway, 'start', next() * 5);
   };
   const pace = (gateway: Gateway, goes: () => boolean): (() => Promise<boolean>) => {
@@ -211,6 +213,34 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
   /** A gateway that could look for lost leases, and since when there was one. */
   let sweptSince = 0;
   const judged = new WeakSet<object>();
+  // Where calls of the database fail, so do checks: several in a row now and then.
+  const behindMs = plan.lose > 0 ? 4 * BEHIND_MS : BEHIND_MS;
+  const past: { at: number; stored: { id: string; attempt: number; n: number }[] }[] = [];
+  /** Readers have by now what was stored a while ago, whatever the bus lost. */
+  const caughtUp = () => {
+    const now = clock.now();
+    const stored = [...table.rows.values()].map(({ id, attempt, committed: n }) => ({ id, attempt, n }));
+    past.push({ at: now, stored });
+    while ((past[1]?.at ?? now) < now - behindMs) past.shift();
+    for (const entry of readers) {
+      const { reader, witness, gateway } = entry;
+      const well =
+        reader.attached &&
+        !reader.viewer.closed &&
+        !witness.lost &&
+        !gateway.line.away &&
+        gateway.clock.frozenUntil < now;
+      if (!well || !gateway.alive) entry.since = now;
+      if (entry.since > now - behindMs) continue;
+      for (const { id, attempt, n } of past[0]?.stored ?? []) {
+        const row = table.rows.get(id);
+        if (!row || isTerminal(row.state) || row.attempt !== attempt) continue;
+        const seen = witness.runs.get(id);
+        if (!seen || (seen.attempt === attempt && seen.next < n))
+          throw new Error(`run ${id}: a reader lacks part ${seen?.next} of ${n}`);
+      }
+    }
+  };
   const look = () => {
     for (const { reader } of readers) reader.take();
     for (const { witness } of streams) if (witness.problem) throw witness.problem;
@@ -219,6 +249,7 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
       (gateway) =>
         !gateway.line.away && gateway.clock.frozenUntil < now && (born.get(gateway) ?? 0) + limits.sweepMs < now,
     );
+    caughtUp();
     if (!fit) sweptSince = now;
     for (const row of table.rows.values()) {
       judge(row, fences, judged);

@@ -37,6 +37,14 @@ describe('runs', () => {
     expect([streamed.problem, streamed.ended?.state, streamed.from?.n]).toEqual([undefined, 'completed', 5]);
   });
 
+  test('[RUN1] what was committed arrives though its announcement was lost and the worker says no more', async () => {
+    const { run, fence, streamed, a, clock } = await streaming();
+    a.bus.down = true;
+    a.request(0, () => a.runs.push(worker, { run, fence, n: 0, parts: partsOf(fence, 0, 5) }));
+    await clock.run(1500);
+    expect([streamed.problem, streamed.ended, streamed.from?.n]).toEqual([undefined, undefined, 5]);
+  });
+
   test('[RUN1] a room that cannot be opened takes nothing from the streams that hold its runs', async () => {
     const { run, fence, streamed, a, b, clock } = await streaming();
     b.line.away = true;

@@ -77,10 +77,12 @@ export class SimWorker {
     let round = 0;
     let over = false;
     const rewind = (n: number) => {
-      if (n < base) problem(`run ${run} attempt ${attempt}: asked for part ${n}, and ${base} are committed`);
+      // Of another gateway than the last answer it may be old news.
+      if (n < base && !this.#balanced)
+        problem(`run ${run} attempt ${attempt}: asked for part ${n}, and ${base} are committed`);
       round += 1;
       inFlight = 0;
-      sent = Math.min(sent, n);
+      sent = Math.min(sent, Math.max(base, n));
     };
     const refused = (answer: TuttiError | typeof LATE) => {
       if (answer === LATE) {
