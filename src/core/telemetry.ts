@@ -64,6 +64,7 @@ export const histograms = {
 /** Gauges read when scraped; exported as `tutti_<name>`. */
 export const gauges = {
   sessions: { help: 'Authenticated sessions.', labels: [] },
+  commands_waiting: { help: 'Commands that wait for a turn of the event loop.', labels: [] },
   handshakes_waiting: { help: 'Sockets that wait for their turn to connect.', labels: [] },
   rooms_open: { help: 'Rooms with a reader on this gateway.', labels: [] },
   room_joins: { help: 'Sessions joined to rooms, summed over rooms.', labels: [] },

@@ -3,6 +3,7 @@ import type { InFlight } from '../core/limits.js';
 import { countLimit, type Logger, type Metrics } from '../core/telemetry.js';
 import { asTuttiError, TuttiError } from '../errors.js';
 import type { Session } from './session.js';
+import type { Turns } from './turns.js';
 
 /** A Socket.IO event as its parser leaves it: `[name, ...args]`, or no data at all where the packet was a bare `2`. */
 export interface EventPacket {
@@ -24,9 +25,13 @@ export interface DispatchDeps {
   metrics: Metrics;
   log: Logger;
   inFlight: InFlight;
+  turns: Turns;
   /** Throws `rate_limited`, or lets the command through. */
   limit(session: Session): void;
 }
+
+/** Commands of a tenant that are run as they come in one turn of the loop; those beyond it take turns with other tenants'. */
+const AT_ONCE = 32;
 
 /** An answer as it stands on the wire. Written as text so that stored JSON goes out without being parsed. */
 const ackFrame = (namespace: string, id: number, answer: string): string =>
@@ -67,42 +72,62 @@ export class Dispatch {
     const dispatch = this;
     Object.assign(socket, {
       onevent(packet: EventPacket) {
-        void dispatch.answer(socket.data as Session, packet);
+        dispatch.take(socket.data as Session, packet);
       },
     });
   }
 
-  async answer(session: Session, packet: EventPacket): Promise<void> {
-    const [name, ...args] = packet.data ?? [];
-    const command = this.#commands.get(name);
-    let answered = false;
-    const answer = (code: string, text: string) => {
-      if (answered) return;
-      answered = true;
-      this.deps.metrics.add('commands', { command: command ? String(name) : 'unknown', code });
-      if (packet.id !== undefined) session.link.send(ackFrame(session.namespace, packet.id, text));
-    };
+  /** Lets a command in, or refuses it at once. */
+  take(session: Session, packet: EventPacket): void {
     if (session.state !== 'active') return;
-    const { inFlight, limit, metrics, log } = this.deps;
+    const { inFlight, limit, turns } = this.deps;
     const { tenant } = session.principal;
     const bytes = session.link.received;
-    let counted = false;
+    let end = () => {};
     try {
       inFlight.begin(session.inFlight, tenant, bytes);
-      counted = true;
+      end = () => inFlight.end(session.inFlight, tenant, bytes);
       limit(session);
+    } catch (thrown) {
+      end();
+      this.#refuse(session, packet, thrown);
+      return;
+    }
+    turns.add(tenant ?? '*', () => void this.#run(session, packet).finally(end), AT_ONCE);
+  }
+
+  async #run(session: Session, packet: EventPacket): Promise<void> {
+    if (session.state !== 'active') return;
+    const [name, ...args] = packet.data ?? [];
+    let answered = false;
+    try {
+      const command = this.#commands.get(name);
       if (!command) throw new TuttiError('bad_request', 'There is no such command.');
-      await command(session, payloadOf(args), (json) => answer('ok', withOk(json)));
+      await command(session, payloadOf(args), (json) => {
+        if (answered) return;
+        answered = true;
+        this.#answer(session, packet, 'ok', withOk(json));
+      });
       if (!answered) throw new Error(`${String(name)} left without an answer`);
     } catch (thrown) {
-      const refusal = asTuttiError(thrown);
-      if (refusal.code === 'internal') {
-        log.error({ ...session.fields, command: String(name), err: refusal.cause }, 'command failed');
-      }
-      countLimit(metrics, refusal.limit);
-      answer(refusal.code, `{"ok":false,"error":${JSON.stringify(refusal.toWire())}}`);
-    } finally {
-      if (counted) inFlight.end(session.inFlight, tenant, bytes);
+      this.#refuse(session, packet, thrown, answered);
     }
+  }
+
+  #refuse(session: Session, packet: EventPacket, thrown: unknown, answered = false): void {
+    const { log, metrics } = this.deps;
+    const refusal = asTuttiError(thrown);
+    if (refusal.code === 'internal') {
+      log.error({ ...session.fields, command: String(packet.data?.[0]), err: refusal.cause }, 'command failed');
+    }
+    countLimit(metrics, refusal.limit);
+    if (!answered)
+      this.#answer(session, packet, refusal.code, `{"ok":false,"error":${JSON.stringify(refusal.toWire())}}`);
+  }
+
+  #answer(session: Session, { data, id }: EventPacket, code: string, text: string): void {
+    const name = data?.[0];
+    this.deps.metrics.add('commands', { command: this.#commands.has(name) ? String(name) : 'unknown', code });
+    if (id !== undefined) session.link.send(ackFrame(session.namespace, id, text));
   }
 }

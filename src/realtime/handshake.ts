@@ -3,8 +3,11 @@ import type { Principal } from '../core/principal.js';
 import { countLimit, type Logger, type Metrics } from '../core/telemetry.js';
 import { asTuttiError, TuttiError } from '../errors.js';
 import type { Link, LinkData } from './link.js';
-import type { Pace } from './pace.js';
 import { Session, type Sessions } from './session.js';
+import type { Turns } from './turns.js';
+
+/** The group of handshakes among {@link Turns}; no tenant is called so. */
+export const HANDSHAKES = '!handshakes';
 
 /** What a handshake asks of authentication. */
 export interface Credentials {
@@ -24,7 +27,7 @@ export interface HandshakeDeps {
   metrics: Metrics;
   log: Logger;
   draining(): boolean;
-  pace: Pace;
+  turns: Turns;
 }
 
 /** Longest credential looked at, in UTF-16 units. */
@@ -112,5 +115,5 @@ export function handshake(namespace: '/' | '/worker', deps: HandshakeDeps) {
       },
     );
   };
-  return (socket: Socket, next: (error?: Error) => void): void => deps.pace.add(() => enter(socket, next));
+  return (socket: Socket, next: (error?: Error) => void): void => deps.turns.add(HANDSHAKES, () => enter(socket, next));
 }

@@ -11,11 +11,11 @@ import { Backlog } from './backlog.js';
 import { ControlPlane, type ControlRedis } from './control.js';
 import { Dispatch, type DispatchDeps } from './dispatch.js';
 import { type HandlerDeps, roomCommands } from './handlers.js';
-import { type Admission, type Credentials, handshake } from './handshake.js';
+import { type Admission, type Credentials, HANDSHAKES, handshake } from './handshake.js';
 import type { Link } from './link.js';
-import { Pace } from './pace.js';
 import { CommandLimits, type CommandRates } from './rate.js';
 import { type Session, Sessions, type SessionTimes } from './session.js';
+import { Turns } from './turns.js';
 import { guardApp, type UpgradeOptions } from './upgrade.js';
 import { SocketViewer, topicOf } from './viewer.js';
 import { runCommands, type WorkerRuns, WorkerSeat } from './worker.js';
@@ -65,7 +65,7 @@ export class SocketServer implements Outlet {
   readonly #workerLimits: CommandLimits;
   readonly #control: ControlPlane;
   readonly #links: ReadonlySet<Link>;
-  readonly #pace = new Pace();
+  readonly #turns = new Turns();
   readonly #backlog: Backlog;
   #state: 'open' | 'draining' | 'closed' = 'open';
 
@@ -112,7 +112,8 @@ export class SocketServer implements Outlet {
       },
     );
     this.#links = links;
-    metrics.gauge('handshakes_waiting', () => this.#pace.size);
+    metrics.gauge('handshakes_waiting', () => this.#turns.waiting(HANDSHAKES));
+    metrics.gauge('commands_waiting', () => this.#turns.size - this.#turns.waiting(HANDSHAKES));
     this.#backlog = new Backlog(links, options.maxBackpressureBytes);
     this.#io.attachApp(guarded);
     this.#serveRooms();
@@ -218,8 +219,7 @@ export class SocketServer implements Outlet {
     const sessions = this.#sessions;
     const { auth, admission, metrics, log } = this.#deps;
     const draining = () => this.#state !== 'open';
-    const pace = this.#pace;
-    namespace.use(handshake(name, { pace, auth, admission, sessions, metrics, log, draining }));
+    namespace.use(handshake(name, { turns: this.#turns, auth, admission, sessions, metrics, log, draining }));
 
     // One function for all sockets; Socket.IO calls it with the socket as `this`.
     function onDisconnect(this: Socket): void {
@@ -239,7 +239,7 @@ export class SocketServer implements Outlet {
 
   #dispatchDeps(limits: CommandLimits): DispatchDeps {
     const { metrics, log, inFlight } = this.#deps;
-    return { metrics, log, inFlight, limit: (session) => limits.take(session) };
+    return { metrics, log, inFlight, turns: this.#turns, limit: (session) => limits.take(session) };
   }
 
   #endRevoked(revocation: Revocation): void {
