@@ -19,18 +19,18 @@ const say = (line: string) => process.stdout.write(`${line}\n`);
 
 const go = new Promise<void>((resolve) => process.once('SIGUSR2', () => resolve()));
 
-/** A room of 500 readers at 40 events a second, of which 25 readers do not read at all. */
+/** A room of 30 readers at 90 events of 8 kB a second, of which 25 readers do not read at all, until they are closed as slow. */
 async function slowReader(): Promise<string> {
   const room = 'crowd';
-  const readers = await each(500, 50, open);
+  const readers = await each(30, 30, open);
   await Promise.all(readers.map((reader) => reader.call('room.join', { room })));
   const publisher = await open(0);
   say('ready');
   await go;
   for (const reader of readers.slice(0, 25)) reader.wire.stall();
-  const data = 'x'.repeat(4000);
-  await pace(40, seconds, () => publisher.wire.send(publisher.command('event.publish', { room, type: 'note', data })));
-  return `${40 * seconds} events to ${readers.length} readers`;
+  const data = 'x'.repeat(8000);
+  await pace(90, seconds, () => publisher.wire.send(publisher.command('event.publish', { room, type: 'note', data })));
+  return `${90 * seconds} events to ${readers.length} readers`;
 }
 
 /** 50 sockets that publish 10 times as fast as they may, each into a room of its own. */

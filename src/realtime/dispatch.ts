@@ -31,7 +31,7 @@ export interface DispatchDeps {
 }
 
 /** Commands of a tenant that are run as they come in one turn of the loop; those beyond it take turns with other tenants'. */
-const AT_ONCE = 32;
+const AT_ONCE = 128;
 
 /** An answer as it stands on the wire. Written as text so that stored JSON goes out without being parsed. */
 const ackFrame = (namespace: string, id: number, answer: string): string =>
