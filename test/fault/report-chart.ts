@@ -44,6 +44,7 @@ export function drawChart(data: ChartData): string {
   const height = recoveriesAt + data.recoveries.length * ROW + 34;
   return [
     `<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 ${WIDTH} ${height}" font-family="system-ui, sans-serif" font-size="11" fill="#27272a">`,
+    '<title>Events per second over the faults, and recovery by kind of fault</title>',
     `<rect width="${WIDTH}" height="${height}" fill="#ffffff"/>`,
     ...drawCurves(data),
     ...drawLanes(data, lanesAt),
