@@ -119,6 +119,10 @@ export function connect(options: ConnectOptions): Promise<TestClient> {
   const client = new TestClient(socket);
   return new Promise((resolve, reject) => {
     socket.once('connect', () => resolve(client));
+    // A gateway that drains closes connections that it has not let in yet: clients come again, and this is told to the test.
+    socket.once('disconnect', (reason) => {
+      if (!options.reconnection) reject(new Error(`The connection was closed: ${reason}`));
+    });
     socket.on('connect_error', (error: Error & { data?: WireError }) => {
       if (options.reconnection && socket.active && !error.data) return; // it tries again by itself
       socket.disconnect();
