@@ -24,6 +24,7 @@ export class Revocations {
   readonly #listeners = new Set<(revocation: Revocation) => void>();
   readonly #clock: Clock;
   #newest: number;
+  /** By the clock that never jumps: a wall clock put back must not make old knowledge young. */
   #readAt = Number.NEGATIVE_INFINITY;
   #polling: Promise<void> | undefined;
   #again = false;
@@ -64,7 +65,7 @@ export class Revocations {
 
   /** Whether the directory could not be read for so long that nobody new may be let in. */
   stale(): boolean {
-    return this.#clock.now() - this.#readAt > 3 * this.deps.pollMs + 5000;
+    return this.#clock.monotonic() - this.#readAt > 3 * this.deps.pollMs + 5000;
   }
 
   /** Whether a session of `principal` has to end because of `revocation`. */
@@ -117,9 +118,10 @@ export class Revocations {
 
   async #read(): Promise<void> {
     const startedAt = this.#clock.now();
+    const asked = this.#clock.monotonic();
     try {
       const found = await this.deps.directory.revocations(this.#newest - COMMIT_LAG_MS);
-      this.#readAt = startedAt;
+      this.#readAt = asked;
       for (const revocation of found) this.#learn(revocation);
       this.#forget(startedAt - this.deps.tokenLifeMs - 2 * COMMIT_LAG_MS);
     } catch (error) {

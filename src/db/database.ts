@@ -123,7 +123,7 @@ class LinePool implements Database {
 
   async withTenants<T>(tenants: Tenants, work: (tx: Tx) => Promise<T>, turn?: 'gateway'): Promise<T> {
     const setting = tenants === '*' ? '*' : tenants.join(',');
-    const deadline = Date.now() + this.#timeoutMs;
+    const deadline = performance.now() + this.#timeoutMs;
     const [only] = turn === undefined && tenants !== '*' && tenants.length === 1 ? tenants : [];
     const { line, done } = await this.#turns.take(only ?? GATEWAY);
     // The line is free again only when the work has truly ended: a statement of an abandoned transaction must never
@@ -132,7 +132,7 @@ class LinePool implements Database {
     let refusals = 0;
     let abandoned = false;
     try {
-      return await line.run(Math.max(1, deadline - Date.now()), async (sql) => {
+      return await line.run(Math.max(1, deadline - performance.now()), async (sql) => {
         for (;;) {
           const transaction = sql.begin('isolation level read committed', (tx) => {
             if (abandoned) throw new TuttiError('log_unavailable', 'The database does not answer.');

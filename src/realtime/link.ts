@@ -19,7 +19,7 @@ export interface LinkData {
 
 /** What the commands of a session that is over its rate are answered with, unparsed: a flood must cost little to refuse. */
 export interface StandingRefusal {
-  /** By `Date.now()`, ms. */
+  /** By `performance.now()`, ms: a wall clock may be put back. */
   until: number;
   /** The arguments of the ack, as they stand on the wire. */
   answer: string;

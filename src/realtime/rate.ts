@@ -47,7 +47,7 @@ export class CommandLimits {
     this.#count(session, spent, scope, message);
     if (scope === 'session' && session.namespace === '/') {
       session.link.refusal = {
-        until: Date.now() + retryAfterMs,
+        until: performance.now() + retryAfterMs,
         answer: `[{"ok":false,"error":${JSON.stringify(refusal.toWire())}}]`,
         count: () => {
           this.#count(session, spent, scope, message);
@@ -60,7 +60,7 @@ export class CommandLimits {
 
   #count(session: Session, spent: Spent, scope: 'session' | 'tenant', message: string): void {
     this.metrics.add('rate_limited', { scope });
-    const now = Date.now();
+    const now = performance.now();
     if (now - spent.refusedSince >= FLOOD_WINDOW_MS) {
       spent.refusedSince = now;
       spent.refused = 0;
@@ -83,7 +83,7 @@ export class CommandLimits {
       entry = { bucket: new TokenBucket(this.rates.perTenant, this.rates.perTenant * 2), usedAt: 0 };
       this.#tenants.set(tenant, entry);
     }
-    entry.usedAt = Date.now();
+    entry.usedAt = performance.now();
     return entry.bucket;
   }
 }

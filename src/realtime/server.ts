@@ -125,7 +125,7 @@ export class SocketServer implements Outlet {
   start(): void {
     const { revocations } = this.#deps;
     this.#sessions.start(() => {
-      for (const limits of [this.#limits, this.#workerLimits]) limits.sweep(Date.now());
+      for (const limits of [this.#limits, this.#workerLimits]) limits.sweep(performance.now());
     });
     revocations.onRevoked((revocation) => {
       this.#endRevoked(revocation);

@@ -101,7 +101,7 @@ export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, hooks: 
         },
         message(ws, message, isBinary) {
           const { link } = ws.getUserData();
-          const now = Date.now();
+          const now = performance.now();
           if (link?.floods(options.maxMessagesPerSecond, now)) {
             hooks.flooded();
             link.terminate();

@@ -1,6 +1,7 @@
 import { resolve } from 'node:path';
 import { afterAll, expect, test } from 'vitest';
 import { connect } from '../support/client.js';
+import { eventually } from '../support/eventually.js';
 import { type GatewayProcess, startGateway } from '../support/gateway.js';
 import { freshDatabase } from '../support/postgres.js';
 import { DEV_SERVER_KEY, devToken } from '../support/tokens.js';
@@ -50,6 +51,27 @@ test('[ERR1] a clock 5 minutes ahead: what it mints is good elsewhere, what is s
   });
   const { token } = (await answer.json()) as { token: string };
   const client = await connect({ url: right.url, token });
+  client.close();
+});
+
+test('[LIM1] a clock put back 5 minutes while sessions are open: a refusal lasts as long as it said, and nobody is closed', async () => {
+  const env = { NODE_OPTIONS: `--import ${SHIFT}`, TORTURE_CLOCK_STEP_MS: '-300000', TUTTI_COMMANDS_PER_SECOND: '10' };
+  const gateway = await startGateway({ env: { ...env, DATABASE_URL: database.url } });
+  started.push(gateway);
+  const client = await connect({ url: gateway.url, token: await devToken({ claims: { iat: now() - 600 } }) });
+  const flood = () => Promise.all(Array.from({ length: 30 }, () => client.ask('event.history', { room: 'clock' })));
+  const waits = (await flood()).flatMap((answer) => (answer.ok ? [] : (answer.error.retryAfterMs ?? Number.NaN)));
+  expect(waits.length).toBeGreaterThan(0);
+  gateway.signal('SIGUSR2');
+  await eventually('the clock is back', async () => {
+    const probe = await connect({ url: gateway.url, token: await devToken({ claims: { iat: now() - 600 } }) });
+    const { serverTime } = await probe.waitFor('session.ready');
+    probe.close();
+    return serverTime < Date.now() - 200_000;
+  });
+  await new Promise((resolve) => setTimeout(resolve, Math.max(...waits) + 500));
+  expect(await client.ask('event.history', { room: 'clock' })).toMatchObject({ ok: true });
+  expect(client.disconnects).toEqual([]);
   client.close();
 });
 
