@@ -4,9 +4,10 @@ import type { JoinFrom } from '../../src/protocol/commands.js';
 import { type EventRecord, type Frame, payloadOf } from '../../src/protocol/frames.js';
 import { type Position, toJsonText } from '../../src/protocol/primitives.js';
 import type { LiveRun } from '../../src/protocol/runs.js';
+import { act, random } from '../support/random.js';
 import { headOf, SimRooms } from './sim-log.js';
 import { SimGateway, SimViewer, type SimWorld, user } from './simulation.js';
-import { random, VirtualClock } from './virtual-clock.js';
+import { VirtualClock } from './virtual-clock.js';
 
 export const key = roomKey('t', 'r');
 
@@ -268,15 +269,8 @@ export async function simulateFeeds(seed: number, killAt?: number): Promise<numb
     [plan.freeze, () => node(any()).freeze(next() * 1500)],
     [plan.upheaval, upheaval],
   ];
-  const total = acts.reduce((sum, [share]) => sum + share, 0);
   for (let step = 0; step < plan.steps; step += 1) {
-    let dice = next() * total;
-    for (const [share, act] of acts) {
-      dice -= share;
-      if (dice >= 0) continue;
-      act();
-      break;
-    }
+    act(acts, next);
     await clock.run(next() * 60);
     for (const reader of readers) reader.take();
   }

@@ -6,13 +6,14 @@ import { foldParts } from '../../src/protocol/fold.js';
 import type { Part } from '../../src/protocol/parts.js';
 import type { JsonText } from '../../src/protocol/primitives.js';
 import { isTerminal } from '../../src/protocol/runs.js';
+import { act, random } from '../support/random.js';
 import { key, limits as quickLimits, Reader } from './feed-simulation.js';
 import { Fences, RunWitness, StreamWitness } from './run-readers.js';
 import { type RunRow, RunTable } from './run-table.js';
 import { headOf, type Line, SimRooms } from './sim-log.js';
 import { partsOf, SimWorker } from './sim-worker.js';
 import { SimGateway, SimViewer, type SimWorld, user } from './simulation.js';
-import { random, VirtualClock } from './virtual-clock.js';
+import { VirtualClock } from './virtual-clock.js';
 
 const feedLimits: FeedsLimits = { ...quickLimits, headCheckMs: 500 };
 const limits: RunLimits = {
@@ -328,15 +329,8 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
     ],
     [plan.workerMoves, () => one(workers).move()],
   ];
-  const total = acts.reduce((sum, [share]) => sum + share, 0);
   for (let step = 0; step < plan.steps; step += 1) {
-    let dice = next() * total;
-    for (const [share, act] of acts) {
-      dice -= share;
-      if (dice >= 0) continue;
-      act();
-      break;
-    }
+    act(acts, next);
     await clock.run(next() * 200);
     look();
   }

@@ -5,6 +5,7 @@ import { RawClient } from '../realtime/stage.js';
 import { connect } from '../support/client.js';
 import { eventually } from '../support/eventually.js';
 import { type GatewayProcess, startGateway } from '../support/gateway.js';
+import { random } from '../support/random.js';
 import { startRedis } from '../support/redis.js';
 import { DEV_SERVER_KEY, devToken } from '../support/tokens.js';
 import { Reader } from './feed-reader.js';
@@ -19,17 +20,6 @@ afterEach(() => undo.all());
 const upTo = (last: number, first = 1) => Array.from({ length: last - first + 1 }, (_, n) => first + n);
 const client = async (gateway: { url: string }, user = 'ann') =>
   undo.add(await connect({ url: gateway.url, token: await userToken(user) }), (one) => one.close());
-
-/** Integers below a bound, the same for the same seed (mulberry32). */
-function randomOf(seed: number): (below: number) => number {
-  let state = seed;
-  return (below) => {
-    state = (state + 0x6d2b79f5) | 0;
-    let mixed = Math.imul(state ^ (state >>> 15), state | 1);
-    mixed ^= mixed + Math.imul(mixed ^ (mixed >>> 7), mixed | 61);
-    return ((mixed ^ (mixed >>> 14)) >>> 0) % below;
-  };
-}
 
 /** Publishes `count` events over HTTP, so that no reader's connection has to do with it. */
 async function fill(gateway: GatewayProcess, room: string, count: number, data: unknown = null): Promise<void> {
@@ -245,7 +235,8 @@ describe('two gateways with one Redis', () => {
   test('[FEED1] joins and leaves that overtake each other: whatever was answered last holds', async () => {
     const rooms = ['fuzz.1', 'fuzz.2', 'fuzz.3'];
     const seed = randomInt(1 << 30);
-    const pick = randomOf(seed);
+    const next = random(seed);
+    const pick = (below: number) => Math.floor(next() * below);
     let over = false;
     const writers = [a, b].map(async (gateway) => {
       while (!over) await Promise.all(rooms.map((room) => fill(gateway, room, 2)));

@@ -1,9 +1,4 @@
-import { createConnection, createServer, type Socket } from 'node:net';
-
-export interface RoundRobin {
-  readonly url: string;
-  close(): Promise<void>;
-}
+import { type Forwarder, startForwarder } from '../support/forwarder.js';
 
 /** How often each gateway is asked whether it is ready, in ms. */
 const LOOK_MS = 100;
@@ -12,9 +7,8 @@ const LOOK_MS = 100;
  * One address in front of several gateways, as balancers give: each new connection goes to the next gateway whose `/readyz`
  * was well when it was asked last. What goes to one that is gone already is cut, and the client comes again.
  */
-export async function startRoundRobin(ports: readonly number[]): Promise<RoundRobin> {
+export async function startRoundRobin(ports: readonly number[]): Promise<Forwarder> {
   const ready = new Set(ports);
-  const open = new Set<Socket>();
   let next = 0;
   let closed = false;
   const watch = async (port: number) => {
@@ -29,34 +23,15 @@ export async function startRoundRobin(ports: readonly number[]): Promise<RoundRo
     }
   };
   const watching = Promise.all(ports.map(watch));
-  const server = createServer((near) => {
+  const forwarder = await startForwarder(() => {
     const choice = ports.filter((port) => ready.has(port));
-    const port = choice[next++ % Math.max(1, choice.length)];
-    if (port === undefined) return void near.destroy();
-    const far = createConnection({ port, host: '127.0.0.1' });
-    for (const [one, other] of [
-      [near, far],
-      [far, near],
-    ] as const) {
-      open.add(one);
-      one.setNoDelay(true);
-      one.on('error', () => undefined);
-      one.on('close', () => {
-        open.delete(one);
-        other.destroy();
-      });
-      one.pipe(other);
-    }
+    return choice[next++ % Math.max(1, choice.length)];
   });
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const address = server.address();
-  if (address === null || typeof address === 'string') throw new Error('no port');
   return {
-    url: `http://127.0.0.1:${address.port}`,
+    url: forwarder.url,
     async close() {
       closed = true;
-      for (const socket of open) socket.destroy();
-      await new Promise<void>((resolve) => server.close(() => resolve()));
+      await forwarder.close();
       await watching;
     },
   };

@@ -1,10 +1,10 @@
 import { type ClientRequest, request } from 'node:http';
-import { createConnection, createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import type { Part } from '../../src/protocol/parts.js';
 import type { Run } from '../../src/protocol/runs.js';
 import type { Assignment, PushReply } from '../../src/protocol/worker.js';
 import { type Ack, connect, Refused, type TestClient } from '../support/client.js';
+import { type Forwarder, startForwarder } from '../support/forwarder.js';
 import { type Owned, own } from '../support/owned.js';
 import { DEV_WORKER_KEY } from '../support/tokens.js';
 import { call, sleep } from './run-stage.js';
@@ -168,44 +168,19 @@ export function startWorkerProcess(options: WorkerProcessOptions): Owned {
   });
 }
 
-export interface Balancer {
-  readonly url: string;
+export interface Balancer extends Forwarder {
   /** Where new connections go. */
   point(port: number): void;
-  close(): Promise<void>;
 }
 
 /** One address in front of several gateways, for clients that know only one. */
 export async function startBalancer(port: number): Promise<Balancer> {
   let target = port;
-  const open = new Set<Socket>();
-  const server = createServer((near) => {
-    const far = createConnection({ port: target, host: '127.0.0.1' });
-    for (const [one, other] of [
-      [near, far],
-      [far, near],
-    ] as const) {
-      open.add(one);
-      one.setNoDelay(true);
-      one.on('error', () => undefined);
-      one.on('close', () => {
-        open.delete(one);
-        other.destroy();
-      });
-      one.pipe(other);
-    }
-  });
-  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
-  const address = server.address();
-  if (address === null || typeof address === 'string') throw new Error('no port');
+  const forwarder = await startForwarder(() => target);
   return {
-    url: `http://127.0.0.1:${address.port}`,
+    ...forwarder,
     point(next) {
       target = next;
-    },
-    async close() {
-      for (const socket of open) socket.destroy();
-      await new Promise<void>((resolve) => server.close(() => resolve()));
     },
   };
 }

@@ -28,3 +28,14 @@ export function shuffled<T>(items: readonly T[], next: () => number): T[] {
     .sort((a, b) => a.place - b.place)
     .map(({ item }) => item);
 }
+
+/** Does one of `acts`, each as likely as its share of all shares. */
+export function act(acts: readonly (readonly [share: number, act: () => void])[], next: () => number): void {
+  let dice = next() * acts.reduce((sum, [share]) => sum + share, 0);
+  for (const [share, one] of acts) {
+    dice -= share;
+    if (dice >= 0) continue;
+    one();
+    return;
+  }
+}
