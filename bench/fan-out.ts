@@ -1,7 +1,7 @@
+import { Wire } from '../test/support/wire.js';
 import { cpuOf, each, Tally } from './support/measure.js';
 import { alternate, report } from './support/report.js';
 import { onStage, openSession, openSessions } from './support/stage.js';
-import { Wire } from './support/wire.js';
 
 const READERS = 1000;
 const PER_TURN = 10;

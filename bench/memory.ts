@@ -1,6 +1,6 @@
+import { Session } from '../test/support/session.js';
 import { each, type Memory, memoryOf, memoryProbe, sleep } from './support/measure.js';
 import { report } from './support/report.js';
-import { Session } from './support/session.js';
 import { onStage, openSession } from './support/stage.js';
 
 const CONNECTIONS = 10_000;

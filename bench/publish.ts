@@ -2,9 +2,9 @@ import { appendBatch } from '../src/db/append-batch.js';
 import { Line } from '../src/db/line.js';
 import { Servers } from '../src/db/servers.js';
 import { toJsonText } from '../src/protocol/primitives.js';
+import { isOk, type Session } from '../test/support/session.js';
 import { each, sleep } from './support/measure.js';
 import { alternate, type Row, report } from './support/report.js';
-import { isOk, type Session } from './support/session.js';
 import { onStage, openSessions } from './support/stage.js';
 
 const PUBLISHERS = 64;

@@ -1,8 +1,8 @@
 import postgres from 'postgres';
+import { Session } from '../test/support/session.js';
 import { devToken } from '../test/support/tokens.js';
 import { each, sleep } from './support/measure.js';
 import { report } from './support/report.js';
-import { Session } from './support/session.js';
 import { onStage, openSession, type Stage } from './support/stage.js';
 
 const CLIENTS = 10_000;

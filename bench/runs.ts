@@ -1,10 +1,10 @@
 import type { Part } from '../src/protocol/parts.js';
+import { Session } from '../test/support/session.js';
 import { DEV_WORKER_KEY } from '../test/support/tokens.js';
+import { Wire } from '../test/support/wire.js';
 import { each, pace, sleep } from './support/measure.js';
 import { alternate, quantile, report } from './support/report.js';
-import { Session } from './support/session.js';
 import { onStage, openSession, openSessions, type Stage } from './support/stage.js';
-import { Wire } from './support/wire.js';
 
 const RUNS = 200;
 const PER_SECOND = 50;

@@ -1,5 +1,5 @@
+import { Session } from '../../test/support/session.js';
 import { each, pace, sleep } from './measure.js';
-import { Session } from './session.js';
 
 /*
  * The loud neighbours of `bench/bystanders.ts`, in a process of their own. It says `ready`, begins at SIGUSR2, and says

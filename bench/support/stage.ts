@@ -5,9 +5,9 @@ import { type GatewayProcess, startGateway } from '../../test/support/gateway.js
 import { type Owned, own } from '../../test/support/owned.js';
 import { type PostgresServer, startPostgres } from '../../test/support/postgres.js';
 import { type RedisServer, startRedis } from '../../test/support/redis.js';
+import { Session } from '../../test/support/session.js';
 import { devToken } from '../../test/support/tokens.js';
 import { cpuProbe, each, sleep } from './measure.js';
-import { Session } from './session.js';
 
 /** Who may be asked for more than a person would: limits that are not what is measured. */
 const WIDE = {

@@ -1,9 +1,9 @@
 import { afterEach, expect, test } from 'vitest';
 import { each } from '../../bench/support/measure.js';
-import { Session } from '../../bench/support/session.js';
 import type { Position } from '../../src/protocol/primitives.js';
 import { connect } from '../support/client.js';
 import { eventually } from '../support/eventually.js';
+import { Session } from '../support/session.js';
 import { DEV_SERVER_KEY, devToken } from '../support/tokens.js';
 import { call, sleep, startPair, Undo, userToken } from './run-stage.js';
 

@@ -1,6 +1,6 @@
 import { each } from '../../bench/support/measure.js';
-import { Session } from '../../bench/support/session.js';
 import { eventually } from '../support/eventually.js';
+import { Session } from '../support/session.js';
 import { devToken } from '../support/tokens.js';
 
 /** Clients at a time. */

@@ -1,4 +1,3 @@
-import { deferred } from './measure.js';
 import { type OnMessage, Wire } from './wire.js';
 
 const PING = 0x32;
@@ -11,6 +10,8 @@ export interface SessionOptions {
   /** What the CONNECT packet carries. */
   auth: object;
   namespace?: '/worker';
+  /** Gives up where the server says nothing for so long, also later, in ms. By default never. */
+  silenceMs?: number;
 }
 
 /** A Socket.IO session over a {@link Wire}, with as much of the protocol as measuring takes. */
@@ -29,25 +30,23 @@ export class Session {
     this.#prefix = prefix;
   }
 
-  /** Resolves once the server accepted. @throws Error with its refusal. */
-  static async open({ port, auth, namespace }: SessionOptions): Promise<Session> {
+  /** Resolves once the server accepted. @throws Error with its refusal, as it stands on the wire, or that it closed. */
+  static async open({ port, auth, namespace, silenceMs }: SessionOptions): Promise<Session> {
     const prefix = namespace ? `${namespace},` : '';
-    const greeted = deferred();
-    const accepted = deferred();
     const path = '/socket.io/?EIO=4&transport=websocket';
-    const wire = await Wire.open(port, path, (buffer, start, end) => {
-      const text = buffer.toString('latin1', start, end);
-      if (text.startsWith('0{')) greeted.resolve();
-      else if (text.startsWith('40')) {
-        wire.onMessage = session.#receive;
-        accepted.resolve();
-      } else if (text.startsWith('44')) accepted.reject(new Error(text));
-    });
-    wire.onClose = () => accepted.reject(new Error('closed by the server'));
+    const wire = await Wire.open(port, path, undefined, silenceMs);
     const session = new Session(wire, prefix);
-    await greeted.promise;
-    wire.send(`40${prefix}${JSON.stringify(auth)}`);
-    await accepted.promise;
+    await new Promise<void>((accepted, refused) => {
+      wire.onClose = () => refused(new Error('closed'));
+      wire.onMessage = (buffer, start, end) => {
+        const text = buffer.toString('latin1', start, end);
+        if (text.startsWith('0{')) wire.send(`40${prefix}${JSON.stringify(auth)}`);
+        else if (text.startsWith('40')) {
+          wire.onMessage = session.#receive;
+          accepted();
+        } else if (text.startsWith('44')) refused(new Error(text));
+      };
+    });
     wire.onClose = () => undefined;
     return session;
   }

@@ -9,6 +9,7 @@ import { connect, type Socket } from 'node:net';
 export type OnMessage = (buffer: Buffer, start: number, end: number) => void;
 
 const inbox = Buffer.allocUnsafeSlow(512 * 1024);
+const NOTHING = Buffer.alloc(0);
 /** A masking key of zeros leaves the payload as it is. */
 const MASKED = 0x80;
 
@@ -40,15 +41,17 @@ export class Wire {
   #opened: (() => void) | undefined;
   #failed: (error: Error) => void = () => undefined;
 
-  private constructor(port: number, path: string) {
+  private constructor(port: number, path: string, silenceMs: number) {
     const callback = (bytes: number) => {
       this.#read(inbox.subarray(0, bytes));
       return true;
     };
     this.#socket = connect({ port, host: '127.0.0.1', noDelay: true, onread: { buffer: inbox, callback } });
+    this.closeAfter(silenceMs);
+    this.#socket.on('timeout', () => this.#socket.destroy());
     this.#socket.on('error', (error) => this.#failed(error));
     this.#socket.on('close', () => {
-      this.#failed(new Error('closed by the server'));
+      this.#failed(new Error('closed'));
       this.onClose();
     });
     this.#socket.write(
@@ -57,10 +60,13 @@ export class Wire {
     );
   }
 
-  /** `onMessage` is there before the first message can be. @throws Error where the upgrade is refused. */
-  static open(port: number, path: string, onMessage?: OnMessage): Promise<Wire> {
+  /**
+   * `onMessage` is there before the first message can be. `silenceMs` is as in {@link closeAfter}, from the first moment on.
+   * @throws Error where the upgrade is refused.
+   */
+  static open(port: number, path: string, onMessage?: OnMessage, silenceMs = 0): Promise<Wire> {
     return new Promise((resolve, reject) => {
-      const wire = new Wire(port, path);
+      const wire = new Wire(port, path, silenceMs);
       if (onMessage) wire.onMessage = onMessage;
       wire.#opened = () => resolve(wire);
       wire.#failed = reject;
@@ -71,6 +77,11 @@ export class Wire {
   send(...texts: string[]): void {
     if (this.#outgoing.length === 0) queueMicrotask(() => this.#socket.write(Buffer.concat(this.#outgoing.splice(0))));
     for (const text of texts) this.#outgoing.push(frame(text));
+  }
+
+  /** Closes where nothing arrives for so long, in ms; 0: waits for ever. */
+  closeAfter(silenceMs: number): void {
+    this.#socket.setTimeout(silenceMs);
   }
 
   /** Reads nothing any more. */
@@ -99,6 +110,11 @@ export class Wire {
       }
       this.#opened();
       this.#opened = undefined;
+      if (at === bytes.length) return;
+      // Whoever waits for the opening has a turn before the first message.
+      this.#rest = Buffer.from(bytes.subarray(at));
+      setImmediate(() => this.#read(NOTHING));
+      return;
     }
     while (at + 2 <= bytes.length) {
       const short = (bytes[at + 1] ?? 0) & 0x7f;
