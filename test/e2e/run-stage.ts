@@ -48,7 +48,7 @@ export const userToken = (user: string) => devToken({ user });
 export async function call(
   url: string,
   bearer: string,
-  method: 'GET' | 'POST',
+  method: 'GET' | 'POST' | 'DELETE',
   path: string,
   body?: unknown,
   headers: Record<string, string> = {},

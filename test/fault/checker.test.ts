@@ -276,6 +276,15 @@ const broken: Record<Rule, Record<string, Entry[]>> = {
       send(i, `m${i}`),
       i % 10 === 9 ? nack(i + 0.1, `m${i}`, 'overloaded') : ack(i + 0.1, `m${i}`, i + 1 - Math.floor((i + 1) / 10)),
     ]),
+    'one in twenty is refused, and many are acknowledged right before the end': Array.from(
+      { length: 440 },
+      (_, i) => i,
+    ).flatMap((i) => {
+      const t = i < 40 ? i / 10 : 8 + i / 1000;
+      const refused = i < 40 && i % 20 === 19;
+      const seq = i + 1 - Math.min(2, Math.floor(i / 20));
+      return [send(t, `m${i}`), refused ? nack(t + 0.01, `m${i}`, 'overloaded') : ack(t + 0.01, `m${i}`, seq)];
+    }),
     'all are slow': Array.from({ length: 30 }, (_, i) => i).flatMap((i) => [
       send(i * 10, `m${i}`),
       ack(i * 10 + 6, `m${i}`, i + 1),

@@ -6,14 +6,22 @@ import {
   lateReplay,
   leakyBus,
   leakyTopics,
+  needlessResync,
+  newestFirst,
   noDedupe,
   noFence,
   noHandoverBuffer,
   noRepair,
+  noResync,
   noSync,
+  numbersAhead,
   planted,
+  refusesSome,
+  resyncTooFar,
+  skippingResume,
 } from './planted/plants.js';
-import { crashes, joins, type Planting, zombies } from './planted/scenarios.js';
+import { crashes, joins, ordinary, zombies } from './planted/scenarios.js';
+import type { Planting } from './planted/stage.js';
 
 /*
  * The checker bites: each fault is planted in a world of real gateways, and has to be reported by the rule whose promise it
@@ -66,6 +74,36 @@ describe.concurrent('readers that join and come back while events flow, and a Re
   test('a replay that begins one event late: gap', LONG, () => reports(['gap'], joins, { plants: [lateReplay] }));
   test('a bus that leaks a tenant: isolation', LONG, () => reports(['isolation'], joins, { plants: [leakyBus] }));
   test('topics without a tenant: isolation', LONG, () => reports(['isolation'], joins, { plants: [leakyTopics] }));
+});
+
+describe.concurrent('publishers that do not wait, readers that come back, a room that is erased', () => {
+  test('every twentieth publish is refused: availability', LONG, () =>
+    reports(['availability'], ordinary, { plants: [refusesSome], lastsMs: 5500 }),
+  );
+  test('[LOG2][RES1][REC1] order is kept, nobody starts over without need, all is acknowledged', LONG, async () => {
+    const verdict = await ordinary({ lastsMs: 5500 });
+    good(verdict);
+    expect(verdict.counts.acked).toBeGreaterThan(350);
+    expect(verdict.counts.resumes).toBeGreaterThan(0);
+    // Of the erased room, and of no other.
+    expect(verdict.counts.resyncs).toBeGreaterThan(0);
+    expect(verdict.availability.sent).toBeGreaterThan(100);
+  });
+  test('numbers handed out ahead of the commits: real-time', LONG, () =>
+    reports(['real-time'], ordinary, { database: numbersAhead }),
+  );
+  test('what waits for a commit is taken newest first: publisher-order', LONG, () =>
+    reports(['publisher-order'], ordinary, { plants: [newestFirst] }),
+  );
+  test('readers start over that need not: resync', LONG, () =>
+    reports(['resync'], ordinary, { plants: [needlessResync] }),
+  );
+  test('readers of an erased room start over at a wrong place: repeat', LONG, () =>
+    reports(['repeat'], ordinary, { plants: [resyncTooFar] }),
+  );
+  test('readers that come back skip what they missed, those of an erased room are not told: resume and gap', LONG, () =>
+    reports(['resume', 'gap'], ordinary, { plants: [skippingResume, noResync] }),
+  );
 });
 
 describe.concurrent('a worker that lost its run and writes on', () => {

@@ -12,8 +12,7 @@ export interface Plant {
 /** A change of the functions in the database, made once a gateway has migrated it. */
 export interface DatabasePlant {
   function: string;
-  find: string;
-  put: string;
+  changes: readonly { find: string; put: string }[];
   /** Run first. */
   sql?: string;
 }
@@ -30,9 +29,12 @@ export async function plantInDatabase(url: string, plant: DatabasePlant): Promis
   try {
     if (plant.sql) await sql.unsafe(plant.sql);
     const [row] = await sql<{ text: string }[]>`select pg_get_functiondef(${plant.function}::regproc) as text`;
-    const changed = row?.text.replace(plant.find, () => plant.put);
-    if (changed === undefined || changed === row?.text) throw new Error(`${plant.function} has no "${plant.find}"`);
-    await sql.unsafe(changed);
+    let text = row?.text ?? '';
+    for (const { find, put } of plant.changes) {
+      if (!text.includes(find)) throw new Error(`${plant.function} has no "${find}"`);
+      text = text.replace(find, () => put);
+    }
+    await sql.unsafe(text);
   } finally {
     await sql.end({ timeout: 1 });
   }
@@ -41,16 +43,56 @@ export async function plantInDatabase(url: string, plant: DatabasePlant): Promis
 /** Commits are answered before they are on disk. */
 export const noSync: DatabasePlant = {
   function: 'tutti.append_events',
-  find: "perform set_config('synchronous_commit', 'on', true)",
-  put: "perform set_config('synchronous_commit', 'off', true)",
+  changes: [
+    {
+      find: "perform set_config('synchronous_commit', 'on', true)",
+      put: "perform set_config('synchronous_commit', 'off', true)",
+    },
+  ],
 };
 
 /** A retry is stored once more. */
 export const noDedupe: DatabasePlant = {
   sql: 'drop index tutti.events_mid',
   function: 'tutti.append_events',
-  find: 'on e.room_id = b.room_id and e.mid = b.mid',
-  put: 'on e.room_id = b.room_id and e.mid = b.mid and false',
+  changes: [
+    {
+      find: 'on e.room_id = b.room_id and e.mid = b.mid',
+      put: 'on e.room_id = b.room_id and e.mid = b.mid and false',
+    },
+  ],
+};
+
+/**
+ * Numbers are handed out ahead of the commits, as by a sequence with a cache: the one before a server's event is kept back for
+ * the next event of a server. Servers of a load wait for the answer to one event before they send another.
+ */
+export const numbersAhead: DatabasePlant = {
+  function: 'tutti.append_events',
+  changes: [
+    {
+      find: 'f.head + row_number() over (partition by f.room_id order by f.ordinal) as seq',
+      put: `case
+          when f.server is null or f.place < f.server then f.head + f.place
+          when k.kept is null then f.head + f.place + (f.head < 120)::integer
+          when f.place = f.server then k.kept
+          else f.head + f.place - 1
+        end as seq`,
+    },
+    {
+      find: 'from fresh f where f.nth = 1',
+      put: `from (
+          select f.*, min(f.place) filter (where f.publisher ->> 'kind' = 'server') over (partition by f.room_id) as server
+          from (select *, row_number() over (partition by room_id order by ordinal) as place from fresh where nth = 1) f
+        ) f
+        left join lateral (
+          select n as kept from generate_series(1, f.head) n
+          where f.server is not null and not exists (select from tutti.events e where e.room_id = f.room_id and e.seq = n)
+          limit 1
+        ) k on true`,
+    },
+    { find: 'set head = n.head', put: 'set head = greatest(r.head, n.head)' },
+  ],
 };
 
 /** Events are acknowledged inside a transaction that is committed later. */
@@ -114,4 +156,49 @@ export const noFence: Plant = {
   module: 'core/run-writers',
   find: 'if (known.fence > fence) throw fenced();',
   put: '',
+};
+
+/** The events of a tenant that wait for a commit are taken newest first. */
+export const newestFirst: Plant = {
+  module: 'db/append-lanes',
+  find: 'const waiting = queue.shift();',
+  put: 'const waiting = queue.pop();',
+};
+
+/** Every twentieth publish is refused, and for good. */
+export const refusesSome: Plant = {
+  module: 'core/rooms',
+  find: "const tenant = requireRight(principal, room, 'publish');",
+  put: `const tenant = requireRight(principal, room, 'publish');
+    globalThis.asked = (globalThis.asked ?? 0) + 1;
+    if (globalThis.asked % 20 === 0) throw new TuttiError('quota_exceeded', 'Planted.');`,
+};
+
+/** Whoever comes back and has missed something is told to start over. */
+export const needlessResync: Plant = {
+  module: 'core/feed',
+  find: "if (from.seq < this.#floor) return 'position_too_old';",
+  put: "if (from.seq < this.#head) return 'position_too_old';",
+};
+
+/** Whoever comes back is put at the newest event, and told that it goes on from where it was. */
+export const skippingResume: Plant = {
+  module: 'core/feed',
+  find: ': { position: from, resumed: true, head: this.#head };',
+  put: ': { position: latest, resumed: true, head: this.#head };',
+};
+
+/** Readers whose log became another one are told a place one event too far. */
+export const resyncTooFar: Plant = {
+  module: 'core/feed',
+  find: 'reason, position: this.position });',
+  put: 'reason, position: { epoch: this.#epoch, seq: this.#head + 1 } });',
+};
+
+/** Readers whose log became another one are not told. */
+export const noResync: Plant = {
+  module: 'core/feed',
+  find: `this.#deps.outlet.publish(this.key, frame);
+    for (const [viewer, replay] of this.#replays) {`,
+  put: 'for (const [viewer, replay] of this.#replays) {',
 };
