@@ -42,6 +42,9 @@ const withOk = (json: ReplyJson): string => (json === '{}' ? '{"ok":true}' : `{"
 /** A reply that holds no stored JSON. */
 export const replyJson = (value: object): ReplyJson => JSON.stringify(value);
 
+/** What waited for its turn when the gateway was told to leave, or came later. */
+const leaving = () => new TuttiError('draining', 'This gateway is leaving; send it again to another.');
+
 function payloadOf(args: unknown[]): unknown {
   if (args.length !== 1) throw new TuttiError('bad_request', 'A command carries exactly one payload.');
   const [payload] = args;
@@ -79,6 +82,7 @@ export class Dispatch {
 
   /** Lets a command in, or refuses it at once. */
   take(session: Session, packet: EventPacket): void {
+    if (session.state === 'leaving') this.#refuse(session, packet, leaving());
     if (session.state !== 'active') return;
     const { inFlight, limit, turns } = this.deps;
     const { tenant } = session.principal;
@@ -86,7 +90,10 @@ export class Dispatch {
     let end = () => {};
     try {
       inFlight.begin(session.inFlight, tenant, bytes);
-      end = () => inFlight.end(session.inFlight, tenant, bytes);
+      end = () => {
+        inFlight.end(session.inFlight, tenant, bytes);
+        if (session.inFlight.count === 0) session.answered?.();
+      };
       limit(session);
     } catch (thrown) {
       end();
@@ -97,6 +104,7 @@ export class Dispatch {
   }
 
   async #run(session: Session, packet: EventPacket): Promise<void> {
+    if (session.state === 'leaving') this.#refuse(session, packet, leaving());
     if (session.state !== 'active') return;
     const [name, ...args] = packet.data ?? [];
     let answered = false;

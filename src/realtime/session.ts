@@ -15,8 +15,11 @@ export interface Spent {
   refused: number;
 }
 
-/** `admitted`: verified and counted, its socket about to connect. `closing`: told why, its socket about to close. */
-export type SessionState = 'admitted' | 'active' | 'closing' | 'closed';
+/**
+ * `admitted`: verified and counted, its socket about to connect. `leaving`: begins nothing new, waits for its last answers.
+ * `closing`: told why, its socket about to close.
+ */
+export type SessionState = 'admitted' | 'active' | 'leaving' | 'closing' | 'closed';
 
 /** The authenticated state on a connection. Holds no timer and no closure of its own: thousands of them idle. */
 export class Session {
@@ -27,6 +30,8 @@ export class Session {
   spent: Spent | undefined;
   /** Commands that wait for their answer. */
   readonly inFlight: Held = { count: 0, bytes: 0 };
+  /** Called when no command waits for its answer any more. */
+  answered: (() => void) | undefined;
   #noticed = false;
 
   constructor(
@@ -48,15 +53,31 @@ export class Session {
 
   /** Tells the session why and ends its connection; later calls change nothing. */
   end(closing: Closing): void {
-    if (this.state !== 'admitted' && this.state !== 'active') return;
+    if (this.state === 'closing' || this.state === 'closed') return;
     this.state = 'closing';
     endConnection(this.link, this.connection, this.namespace, closing);
+  }
+
+  /** Ends it likewise, but not before every command it has sent is answered, unless that takes longer than `withinMs`. */
+  async leave(closing: Closing, withinMs: number): Promise<void> {
+    if (this.state === 'active' && this.inFlight.count > 0) {
+      this.state = 'leaving';
+      await new Promise<void>((resolve) => {
+        const late = setTimeout(resolve, withinMs);
+        this.answered = () => {
+          clearTimeout(late);
+          resolve();
+        };
+      });
+    }
+    this.end(closing);
   }
 
   /** The socket is gone. @returns `false` where that was known. */
   closed(): boolean {
     if (this.state === 'closed') return false;
     this.state = 'closed';
+    this.answered?.();
     this.link.namespaces.delete(this.namespace);
     if (this.namespace === '/') this.link.refusal = undefined;
     this.release();
@@ -97,6 +118,8 @@ export interface SessionTimes {
 
 /** How often expiry is looked for, in ms: one timer for all sessions. */
 const SWEEP_MS = 1000;
+/** How long a session that is to move waits for its last answers, at most, in ms. */
+const ANSWERS_MS = 2000;
 
 /** All sessions of this gateway, of both namespaces. */
 export class Sessions {
@@ -146,17 +169,22 @@ export class Sessions {
 
   /**
    * Asks all sessions to move to another gateway, spread over at most `withinMs`, each with its own delay before it
-   * reconnects, so that the others meet no storm. Resolves once all are told and their connections closed.
+   * reconnects, so that the others meet no storm, and with an answer to all it has asked. Resolves once all are told and their
+   * connections closed.
    */
   async dismiss(withinMs: number): Promise<void> {
-    await spread(this.#sessions, withinMs, (session) =>
-      session.end({
+    const answersMs = Math.min(ANSWERS_MS, withinMs / 4);
+    const left: Promise<void>[] = [];
+    await spread(this.#sessions, withinMs - answersMs, (session) => {
+      const closing = {
         code: 'draining',
         message: 'This gateway is leaving; connect again.',
         reconnect: true,
         afterMs: pauseBeforeReturn(),
-      }),
-    );
+      } as const;
+      left.push(session.leave(closing, answersMs));
+    });
+    await Promise.all(left);
     await new Promise((resolve) => setImmediate(resolve));
   }
 }

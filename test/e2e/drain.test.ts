@@ -75,6 +75,48 @@ test('[DRN1] SIGTERM under load: clients move, nothing acknowledged is lost, the
   expect(b.running()).toBe(true);
 });
 
+test('[DRN1][LOG4] SIGTERM while commands wait for their turn: each is answered before the socket closes, none is lost or doubled', async () => {
+  const { a, b } = await startPair(undo, { env: { TUTTI_COMMANDS_PER_SECOND: '10000' } });
+  const each = 900;
+  const mids = Array.from({ length: each }, (_, n) => `m${n}`);
+  const chat = (room: string, mid: string) => ({ room, type: 'chat', data: mid, mid });
+  const clients = await Promise.all([0, 1, 2, 3].map(async (n) => client(a, await userToken(`u${n}`))));
+  let first: () => void = () => undefined;
+  const begun = new Promise<void>((resolve) => {
+    first = resolve;
+  });
+  const asked = clients.map((one, n) =>
+    Promise.all(
+      mids.map(async (mid) => {
+        const ack = await one.ask('event.publish', chat(`room${n}`, mid)).catch(() => undefined);
+        first();
+        return ack;
+      }),
+    ),
+  );
+  await begun;
+  const exited = a.term();
+  const answers = await Promise.all(asked);
+  expect(await exited).toBe(0);
+  expect(answers.flat().filter((ack) => ack === undefined)).toEqual([]);
+  const refused = answers.map((acks) => mids.filter((_, n) => !acks[n]?.ok));
+  expect(refused.flat().length).toBeGreaterThan(0);
+  for (const ack of answers.flat()) {
+    if (!ack?.ok) expect(ack).toMatchObject({ error: { code: 'draining', retryable: true } });
+  }
+  for (const [n, again] of refused.entries()) {
+    const closing = await clients[n]?.waitFor('session.closing');
+    expect(closing).toMatchObject({ code: 'draining', reconnect: true });
+    const moved = await client(b, await userToken(`u${n}`));
+    for (const ack of await Promise.all(again.map((mid) => moved.call('event.publish', chat(`room${n}`, mid))))) {
+      expect(ack.duplicate).toBe(false);
+    }
+    await moved.call('room.join', { room: `room${n}`, from: 'start' });
+    await moved.waitFor('event', ({ seq }) => seq === mids.length);
+    expect(moved.of('event').map(({ mid }) => mid)).toEqual(mids);
+  }
+});
+
 test('[OPS1][DRN1] after SIGTERM /readyz is 503 for the time of the notice, and whoever still comes is served', async () => {
   const { a } = await startPair(undo, { env: { TUTTI_DRAIN_NOTICE_MS: '1500' } });
   const { Agent, request } = await import('node:http');
