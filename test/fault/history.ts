@@ -63,6 +63,10 @@ export type Entry =
 /** How a reader asked to be put where it is: `resumed` from its own position. */
 export type Asked = 'start' | 'latest' | 'resumed';
 
+/** Readers of a storm have names that begin with this; the checker tells them by it. */
+export const stormName = (process: string, storm: number): string => `${process}-w${storm}`;
+export const isOfStorm = (reader: string): boolean => /^[a-z0-9]+-w\d/.test(reader);
+
 /** µs of the machine's monotonic clock. */
 export const monotonic = (): number => Number(process.hrtime.bigint() / 1000n);
 

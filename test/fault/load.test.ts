@@ -41,7 +41,7 @@ function startLoad(options: LoadOptions) {
   };
   createInterface({ input: child.stdout }).on('line', (line) => {
     const said = JSON.parse(line) as Status | StormReport | FloodReport;
-    if ('storm' in said) load.storm = said;
+    if ('rejoined' in said) load.storm = said;
     else if ('flood' in said) load.flood = said;
     else load.status = said;
   });
@@ -86,7 +86,7 @@ test('a load process: every client, every fault of a client, and a history that 
     load.say(command);
     await sleep(350);
   }
-  expect(await eventually('a storm is over', () => load.storm)).toMatchObject({ storm: 60, rejoined: 60, faults: 0 });
+  expect(await eventually('a storm is over', () => load.storm)).toMatchObject({ storm: 60, cut: 60, rejoined: 60 });
   expect(await eventually('a flood is over', () => load.flood)).toMatchObject({
     refused: { rate_limited: expect.any(Number) },
   });

@@ -50,12 +50,13 @@ export function runFaults(
 
   const injectAndHeal = async ({ id, kind, lastsMs, seed }: Planned, fault: Fault, seat: Seat) => {
     active.push(kind);
-    const at = monotonic();
+    let at = monotonic();
     let target = seat.name;
     let recorded = false;
     try {
       const injection = await fault.inject(stage, { seat, lastsMs, next: random(seed) });
       target = injection.target;
+      at = injection.at ?? at;
       recorded = injection.recorded === true;
       await sleep(lastsMs, undefined, { signal: stopping.signal }).catch(() => undefined);
       await injection.heal();

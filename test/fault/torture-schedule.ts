@@ -47,13 +47,14 @@ export function scheduleFaults(faults: readonly Fault[], options: ScheduleOption
         faults.flatMap((fault) => Array<Fault>(fault.weight).fill(fault)),
         next,
       );
-    const fits = ({ part }: Fault) => (part === 'gateway' ? freeSeats(at).length > 0 : isFree(part, at));
+    const fits = ({ part, preparesMs = 0 }: Fault) =>
+      at + preparesMs <= options.toMs && (part === 'gateway' ? freeSeats(at).length > 0 : isFree(part, at));
     const index = bag.findIndex(fits);
     const [fault] = index < 0 ? [] : bag.splice(index, 1);
     if (!fault) continue;
     const seat = pick(fault.part === 'gateway' ? freeSeats(at) : seats, next);
     const lastsMs = between(...fault.lasts, next);
-    busyUntil.set(laneOf(fault.part, seat), at + lastsMs + MENDING_MS);
+    busyUntil.set(laneOf(fault.part, seat), at + (fault.preparesMs ?? 0) + lastsMs + MENDING_MS);
     planned.push({
       id: planned.length + 1,
       atMs: at,

@@ -12,8 +12,11 @@ import { type Load, startLoad } from './world-load.js';
 export const LOADS = 2;
 const TENANTS = 4;
 const ROOMS_PER_TENANT = 6;
-/** Sockets that come back at once in a storm, at most. */
-const STORM = 400;
+/** Rooms of each tenant that the sockets of storms read, and events per second over all of them while no storm is on. */
+const CROWD_ROOMS = 2;
+const CROWD_RATE = 4;
+/** Files of a process that are not for the sockets of a storm: one gateway may hold all of them. */
+const OTHER_FILES = 1000;
 /** Runs asked for per second, over all load processes. */
 const RUNS_PER_SECOND = 3;
 const PAYLOAD_BYTES = 120;
@@ -24,7 +27,8 @@ const MiB = 2 ** 20;
 
 /** Installation, load and faults of one run. */
 export interface TortureStage extends Stage {
-  readonly loads: readonly Load[];
+  /** All load processes. */
+  readonly everybody: readonly Load[];
   /** Files the load processes write. */
   readonly histories: readonly string[];
   /** What was asked for and can be had here. */
@@ -57,31 +61,55 @@ export async function setStage(options: TortureOptions, histories: string): Prom
     await world.asSuperuser((sql) => sql.unsafe(POISON_SQL));
     mkdirSync(histories, { recursive: true });
     const loads: Load[] = [];
-    ends.push(() => Promise.all(loads.map((load) => load.end())));
+    const everybody: Load[] = [];
+    ends.push(() => Promise.all(everybody.map((load) => load.end())));
     const gateways = world.seats.map(({ name, url }) => ({ name, url }));
     for (let n = 1; n <= LOADS; n++) {
       const name = `load${n}`;
       const history = join(histories, `${name}.jsonl`);
       const seed = options.seed * 100 + n;
-      loads.push(
-        await startLoad({ ...loadShare(options), name, seed, history, gateways, tenants: [...world.tenants] }),
-      );
+      const load = await startLoad({
+        ...loadShare(options),
+        name,
+        seed,
+        history,
+        gateways,
+        tenants: [...world.tenants],
+      });
+      loads.push(load);
+      everybody.push(load);
     }
+    const crowd = await startLoad({
+      ...CROWD,
+      name: 'crowd',
+      seed: options.seed * 100,
+      history: join(histories, 'crowd.jsonl'),
+      gateways: world.seats.map(({ name, directUrl }) => ({ name, url: directUrl })),
+      // The same names for all tenants.
+      tenants: world.tenants.map((tenant) => ({ ...tenant, rooms: crowdRooms })),
+    });
+    everybody.push(crowd);
     const stage: Stage = {
       world,
       loads,
+      crowd,
       previous: previous?.main,
       noPrevious: previous
         ? undefined
         : 'the history of this repository is not there, so the version before is not either',
     };
-    const chosen = choose(options.only);
+    const fits = Math.max(1, Math.min(options.storm, openFiles() - OTHER_FILES));
+    const chosen = choose(options.only, fits);
     const reason = (fault: Fault) => fault.impossible?.(stage);
     return {
       ...stage,
-      histories: loads.map(({ name }) => join(histories, `${name}.jsonl`)),
+      everybody,
+      histories: everybody.map(({ name }) => join(histories, `${name}.jsonl`)),
       faults: chosen.filter((fault) => reason(fault) === undefined),
-      leftOut: chosen.flatMap((fault) => (reason(fault) === undefined ? [] : [`${fault.kind}: ${reason(fault)}`])),
+      leftOut: [
+        ...chosen.flatMap((fault) => (reason(fault) === undefined ? [] : [`${fault.kind}: ${reason(fault)}`])),
+        ...(fits < options.storm ? [fewerSockets(options.storm, fits)] : []),
+      ],
       end,
     };
   } catch (error) {
@@ -91,8 +119,8 @@ export async function setStage(options: TortureOptions, histories: string): Prom
 }
 
 /** @throws Error for a kind that there is not. */
-function choose(only: readonly string[] | undefined): Fault[] {
-  const all = catalog(STORM);
+function choose(only: readonly string[] | undefined, storm: number): Fault[] {
+  const all = catalog(storm);
   if (!only) return all;
   const unknown = only.filter((kind) => !all.some((fault) => fault.kind === kind));
   if (unknown.length > 0) {
@@ -118,14 +146,41 @@ const loadShare = ({ rate }: TortureOptions) => ({
   payloadBytes: PAYLOAD_BYTES,
 });
 
+const crowdRooms = Array.from({ length: CROWD_ROOMS }, (_, n) => `crowd-${n + 1}`);
+
+/** Somebody publishes to each room of storms and somebody reads it, whether there is a storm or not. */
+const CROWD = {
+  publishers: TENANTS * CROWD_ROOMS,
+  httpPublishers: 0,
+  readers: TENANTS * CROWD_ROOMS,
+  streamReaders: 0,
+  viewers: 0,
+  runStreams: 0,
+  workers: 0,
+  httpWorkers: 0,
+  sdkWorkers: 0,
+  ratePerSecond: CROWD_RATE,
+  runsPerSecond: 0,
+};
+
+/** How many files a process may have open: Node raises its limit to the most it is allowed. */
+function openFiles(): number {
+  const { userLimits } = process.report.getReport() as { userLimits?: { open_files?: { soft?: unknown } } };
+  const soft = userLimits?.open_files?.soft;
+  return typeof soft === 'number' ? soft : Number.POSITIVE_INFINITY;
+}
+
+const fewerSockets = (wanted: number, fits: number) =>
+  `client-storm: ${(wanted - fits).toLocaleString('en')} of ${wanted.toLocaleString('en')} sockets, as a process may open only ${openFiles().toLocaleString('en')} files (\`ulimit -n\`)`;
+
 /** Looks after the processes, and puts what they must not do into `wrong`. @returns what ends it. */
-export function watch({ world, loads }: Stage, wrong: string[]): () => Promise<void> {
+export function watch({ world, everybody }: TortureStage, wrong: string[]): () => Promise<void> {
   const seen = new Set<string>();
   const over = new AbortController();
   const look = async () => {
     while (!over.signal.aborted) {
       for (const seat of world.seats) wrong.push(...(await seat.inspect()));
-      for (const { died } of loads) {
+      for (const { died } of everybody) {
         if (died === undefined || seen.has(died)) continue;
         seen.add(died);
         wrong.push(died);

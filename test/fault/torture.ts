@@ -41,10 +41,10 @@ async function suffer(
   const run = runFaults(schedule, stage.faults, stage, history);
   interrupted.addEventListener('abort', () => run.stop());
   const endWatch = watch(stage, wrong);
-  const hide = showProgress(minutes, stage.loads, run, () => wrong.length);
+  const hide = showProgress(minutes, stage.everybody, run, () => wrong.length);
   await sleep(minutes * 60_000, undefined, { signal: interrupted }).catch(() => undefined);
   await run.finished;
-  await settle(stage.loads, wrong);
+  await settle(stage.everybody, wrong);
   hide();
   await endWatch();
   wrong.push(...run.failures.map((failure) => `a fault could not be done: ${failure}`));
@@ -65,10 +65,10 @@ async function torture(options: TortureOptions, interrupted: AbortSignal): Promi
     for (const line of stage.leftOut) say(`left out: ${line}`);
     const history = new HistoryWriter(ownHistory);
     done = await suffer(stage, options, history, wrong, interrupted);
-    await Promise.all(stage.loads.map((load) => load.end()));
+    await Promise.all(stage.everybody.map((load) => load.end()));
     await stage.world.asSuperuser((sql) => writeTables(sql, (entry) => history.write(entry)));
     await history.close();
-    const { acked, received } = sumOf(stage.loads);
+    const { acked, received } = sumOf(stage.everybody);
     say(`${acked.toLocaleString('en')} acknowledged, ${received.toLocaleString('en')} delivered; checking`);
   } finally {
     await stage.end();

@@ -3,6 +3,7 @@ import { resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { z } from 'zod';
 import type { LoadOptions } from './load/config.js';
+import type { StormCut, StormReport } from './load/storm.js';
 
 /** What a load process says of itself each second. */
 const statusLine = z.object({
@@ -22,6 +23,9 @@ const statusLine = z.object({
 });
 export type LoadStatus = z.infer<typeof statusLine>;
 
+const stormCut = z.object({ storm: z.number(), cut: z.number(), at: z.number(), openedMs: z.number() });
+const stormReport = stormCut.extend({ rejoinedMs: z.number(), rejoined: z.number() });
+
 /** A process full of recording clients. */
 export interface Load {
   readonly name: string;
@@ -31,6 +35,11 @@ export interface Load {
   readonly died: string | undefined;
   /** One command on its standard input. */
   say(line: string): void;
+  /**
+   * Resolves when the sockets of a storm have been cut; `back` then when they are back.
+   * @throws Error where the process ends before.
+   */
+  storm(count: number): Promise<StormCut & { back: Promise<StormReport> }>;
   /** Tells it to end and waits; it is killed where it does not. */
   end(): Promise<void>;
 }
@@ -74,6 +83,19 @@ export function startLoad(config: LoadOptions): Promise<Load> {
       done();
     });
   });
+  const listeners = new Set<(line: unknown) => void>();
+  /** The next line of a form. */
+  const next = <T>(form: z.ZodType<T>): Promise<T> =>
+    new Promise((resolve, reject) => {
+      const listener = (line: unknown) => {
+        const parsed = form.safeParse(line);
+        if (!parsed.success) return;
+        listeners.delete(listener);
+        resolve(parsed.data);
+      };
+      listeners.add(listener);
+      void exited.then(() => reject(new Error(died ?? `load ${name} has ended`)));
+    });
   const load: Load = {
     name,
     get status() {
@@ -83,6 +105,13 @@ export function startLoad(config: LoadOptions): Promise<Load> {
       return died;
     },
     say: (line) => void child.stdin?.write(`${line}\n`),
+    async storm(count) {
+      const back = next(stormReport);
+      back.catch(() => undefined);
+      const cut = next(stormCut);
+      load.say(`storm ${count}`);
+      return { ...(await cut), back };
+    },
     async end() {
       told = true;
       load.say('stop');
@@ -95,7 +124,9 @@ export function startLoad(config: LoadOptions): Promise<Load> {
     void exited.then(() => reject(new Error(died)));
     if (!child.stdout) return;
     createInterface({ input: child.stdout }).on('line', (line) => {
-      const parsed = statusLine.safeParse(parse(line));
+      const said = parse(line);
+      for (const listener of listeners) listener(said);
+      const parsed = statusLine.safeParse(said);
       if (!parsed.success) return;
       status = parsed.data;
       ready(load);

@@ -59,6 +59,11 @@ export class Seat {
     return `http://127.0.0.1:${this.clients.port}`;
   }
 
+  /** The gateway itself, past the proxy: for so many sockets that a proxy could not hold them. */
+  get directUrl(): string {
+    return `http://127.0.0.1:${this.port}`;
+  }
+
   /** The process that serves now. @throws Error while there is none. */
   get gateway(): GatewayProcess {
     if (!this.#gateway) throw new Error(`nobody serves at ${this.name}`);

@@ -1,13 +1,15 @@
+import { isOfStorm } from '../history.js';
 import type { EntryOf } from './entries.js';
-import type { Faults } from './faults.js';
+import type { Fault, Faults } from './faults.js';
 import type { MayMove } from './log-rules.js';
-import { isServerMid, type Log, type Published, type Room, roomText } from './published.js';
+import { firstAtLeast, isServerMid, type Log, type Published, type Room, roomText } from './published.js';
 import type { Recoveries } from './recoveries.js';
 import type { Findings } from './verdict.js';
 
 interface Reader {
   readonly name: string;
   readonly room: Room;
+  readonly ofStorm: boolean;
   log: Log;
   /** Where it stands: it was given this, or put here. */
   seq: number;
@@ -28,8 +30,8 @@ interface ReaderOptions {
   mayMove: MayMove;
 }
 
-/** Faults that take the connections of a gateway: who was there has caught up once it joined again and has everything. */
-const UPROOTS = /^gateway-(kill|term|drain)/;
+/** Faults that take connections: of who was at the gateway, or in the storm. They have caught up once they joined again and have everything. */
+const UPROOTS = /^(gateway-(kill|term|drain)|client-storm)/;
 /** So many missing numbers of one reader are told apart; past this a late one counts as a repeat. */
 const MISSING_MAX = 10_000;
 
@@ -159,10 +161,9 @@ export class Readers {
 
   #put(name: string, room: Room, log: Log, seq: number, gateway: string, t: number): void {
     const { times } = this.#recoveries;
-    let nextMark = 0;
-    while (nextMark < times.length && (times[nextMark] ?? 0) <= t) nextMark += 1;
+    const nextMark = firstAtLeast(times, t + 1);
     const fresh = { left: false, missing: new Set<number>(), nextMark, pending: [], uprooted: [] };
-    this.#readers.set(name, { name, room, log, seq, gateway, ...fresh });
+    this.#readers.set(name, { name, room, ofStorm: isOfStorm(name), log, seq, gateway, ...fresh });
   }
 
   #resumed(reader: Reader, log: Log, seq: number, t: number): void {
@@ -251,7 +252,7 @@ export class Readers {
       if (!reader.left) {
         const pending = { mark: reader.nextMark, gateway: reader.gateway };
         const fault = this.#recoveries.marks[reader.nextMark]?.fault;
-        if (fault?.target === reader.gateway && UPROOTS.test(fault.kind)) {
+        if (fault && UPROOTS.test(fault.kind) && isConcerned(reader, fault, reader.gateway)) {
           reader.uprooted.push({ mark: reader.nextMark, target: undefined });
         } else if (reader.seq >= this.#target(reader, reader.nextMark)) this.#caughtUp(reader, pending, 0);
         else reader.pending.push(pending);
@@ -287,7 +288,7 @@ export class Readers {
     const fault = this.#recoveries.marks[mark]?.fault;
     if (!fault) {
       if (us > this.#options.caughtUpUs) this.#tooLate(reader, mark, (this.#recoveries.times[mark] ?? 0) + us, 'only');
-    } else if (gateway === fault.target || !fault.kind.startsWith('gateway')) {
+    } else if (isConcerned(reader, fault, gateway)) {
       this.#recoveries.caughtUp(fault, us);
     }
   }
@@ -307,4 +308,13 @@ export class Readers {
       when === 'never' ? `did not have ${target} at the end, ${seconds} s` : `had ${target} only ${seconds} s`;
     this.#findings.add('caught-up', `${reader.name} in ${roomText(reader.room)} ${text} after a heal`, t);
   }
+}
+
+/**
+ * Whose recovery a fault is measured by: who was on the gateway that it hit, who was in the storm, else everybody but those who
+ * are there for a storm. Thousands of readers whose rooms are nearly still would make any other figure small.
+ */
+function isConcerned({ ofStorm }: Reader, { kind, target }: Fault, gateway: string): boolean {
+  if (kind.startsWith('gateway')) return gateway === target;
+  return ofStorm === (kind === 'client-storm');
 }

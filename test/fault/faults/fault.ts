@@ -9,6 +9,8 @@ export type Part = 'gateway' | 'redis' | 'postgres' | 'clients' | 'workers' | 't
 export interface Stage {
   readonly world: World;
   readonly loads: readonly Load[];
+  /** A load process of its own for sockets by the thousand; nothing else is done to its clients. */
+  readonly crowd: Load;
   /** `main.js` of the release before; `undefined` where `noPrevious` says why. */
   readonly previous: string | undefined;
   readonly noPrevious: string | undefined;
@@ -18,6 +20,8 @@ export interface Stage {
 export interface Injection {
   /** What it hit, for the history and the report. */
   target: string;
+  /** When it began, where it had to be prepared first; µs of the monotonic clock. */
+  at?: number;
   /** The load writes it into its history itself, with what it hit. */
   recorded?: boolean;
   /** Puts everything back, and resolves when that is done. */
@@ -31,6 +35,8 @@ export interface Fault {
   weight: number;
   /** Least and most time between injection and the beginning of its end, in ms. */
   lasts: readonly [number, number];
+  /** About how long it takes to prepare before it begins, in ms. */
+  preparesMs?: number;
   /** What must hold meanwhile, in words for the report. */
   promise: string;
   /** Why it cannot be had here. */

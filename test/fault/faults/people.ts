@@ -32,6 +32,31 @@ function told(
 /** Longer than a worker's lease, so that its run belongs to another when it wakes, in ms. */
 const ZOMBIE_MS = 18_000;
 
+/** About what gathering takes for each socket, see `Storm`, in ms. */
+const GATHER_MS = 2;
+
+/** Gathers so many sockets first. It begins when they are cut, and is healed when all are back. */
+const clientStorm = (sockets: number): Fault => ({
+  kind: 'client-storm',
+  part: 'clients',
+  weight: 2,
+  lasts: [1000, 1000],
+  preparesMs: sockets * GATHER_MS,
+  promise: `${sockets.toLocaleString('en')} sockets that come back at once are each given exactly what they missed (RES1, FEED1).`,
+  async inject({ crowd }): Promise<Injection> {
+    const { at, cut, back } = await crowd.storm(sockets);
+    return {
+      at,
+      target: `${cut} sockets`,
+      async heal() {
+        const { rejoined, rejoinedMs } = await back;
+        if (rejoined < cut) throw new Error(`${rejoined} of ${cut} sockets were back after ${rejoinedMs} ms`);
+        if (cut < sockets) throw new Error(`only ${cut} of ${sockets} sockets could be gathered`);
+      },
+    };
+  },
+});
+
 /** What clients, workers and tenants do to the installation. `storm` is how many sockets come back at once. */
 export const peopleFaults = (storm: number): Fault[] => [
   told('client-cut', 'clients', 2, [0, 0], 'A lost connection resumes without a hole (RES1).', ({ next }) => {
@@ -51,16 +76,7 @@ export const peopleFaults = (storm: number): Fault[] => [
   told('client-tabs', 'clients', 2, [0, 0], 'Tabs of one user each see everything once (FEED1).', ({ next }) => {
     return `duplicate ${between(1, 4, next)}`;
   }),
-  told(
-    'client-storm',
-    'clients',
-    2,
-    [3000, 3000],
-    'Many sockets that come back at once are served (RES1).',
-    ({ next }) => {
-      return `storm ${between(Math.ceil(storm / 4), storm, next)}`;
-    },
-  ),
+  clientStorm(storm),
   told('worker-kill', 'workers', 2, [0, 0], "A dead worker's run goes on or ends in 20 s (RUN2).", () => 'worker-kill'),
   told(
     'worker-zombie',

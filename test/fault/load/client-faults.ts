@@ -1,12 +1,12 @@
 import { pick } from '../../support/random.js';
-import { monotonic } from '../history.js';
+import { monotonic, stormName } from '../history.js';
 import type { LoadConfig } from './config.js';
 import type { Crew } from './crew.js';
 import { type FloodReport, flood } from './flood.js';
 import type { Ledger } from './ledger.js';
 import { Reader } from './reader.js';
 import { RunViews } from './run-views.js';
-import { Storm, type StormReport } from './storm.js';
+import { Storm, type StormCut, type StormReport } from './storm.js';
 import { SocketWorker } from './worker.js';
 
 const DUPLICATE_MS = 15_000;
@@ -101,12 +101,22 @@ export class ClientFaults {
     await this.#aWorker()?.twice();
   }
 
-  async storm(n: number): Promise<StormReport> {
-    const storm = new Storm(this.#ledger, this.#config, this.#random);
+  /** `n` more readers come, are cut all at once, and come back; `dropped` is called at the cut. They leave after this has resolved. */
+  async storm(n: number, dropped: (cut: StormCut) => void): Promise<StormReport> {
+    const publish = (events: number) => {
+      for (const publisher of this.#crew.publishers) publisher.pump(events);
+    };
+    const name = stormName(this.#config.name, this.#made++);
+    const storm = new Storm(this.#ledger, this.#config, this.#random, { name, count: n, publish, dropped });
     this.#storms.add(storm);
-    const report = await storm.blow(n);
-    this.#storms.delete(storm);
+    const report = await storm.blow();
+    void storm.disperse().finally(() => this.#storms.delete(storm));
     return report;
+  }
+
+  /** The most events that a reader of a storm is behind. */
+  get behind(): number {
+    return Math.max(0, ...[...this.#storms].map(({ behind }) => behind));
   }
 
   /** @returns `undefined` where there is no such tenant. */

@@ -99,7 +99,7 @@ export class Load {
   status(): Status {
     const { counts, openRuns } = this.#ledger;
     const all = [...this.#crew.readers, ...this.#crew.streamReaders];
-    let behind = 0;
+    let behind = this.faults.behind;
     let joined = 0;
     for (const reader of all) {
       behind = Math.max(behind, reader.behind);

@@ -12,7 +12,7 @@ import { Load } from './load.js';
  *   half-open <n>            n clients fall silent without closing and come back as new connections
  *   slow <n> <ms>            n readers read nothing for so long
  *   duplicate <n>            n readers get a second tab, for 15 s
- *   storm <n>                n more readers come, lose their connections at once, come back and go; prints a StormReport
+ *   storm <n>                n more readers come, lose their connections at once, come back and go; prints a StormCut, then a StormReport
  *   flood <tenant> <ms>      a tenant publishes as fast as it can, in a room of its own; prints a FloodReport
  *   poison                   one publisher sends an event that Postgres refuses, among others
  *   worker-kill              a worker is gone with all it held
@@ -46,7 +46,7 @@ const commands: Record<string, (...words: string[]) => unknown> = {
   'half-open': (n) => faults.halfOpen(number(n, 1)),
   slow: (n, ms) => faults.slow(number(n, 1), number(ms, 5000)),
   duplicate: (n) => faults.duplicate(number(n, 1)),
-  storm: async (n) => print(await faults.storm(number(n, 100))),
+  storm: async (n) => print(await faults.storm(number(n, 100), print)),
   flood: async (tenant = '', ms) => print((await faults.flood(tenant, number(ms, 2000))) ?? { flood: null }),
   poison: () => faults.poison(),
   'worker-kill': () => faults.workerKill(),

@@ -1,151 +1,152 @@
-import type { Socket } from 'socket.io-client';
-import { pick } from '../../support/random.js';
+import { setTimeout as sleep } from 'node:timers/promises';
+import { pick, random } from '../../support/random.js';
 import { monotonic } from '../history.js';
-import { CLIENTS_PER_USER, type LoadConfig, type LoadTenant, mint } from './config.js';
+import { CLIENTS_PER_USER, type LoadConfig, mint } from './config.js';
 import type { Ledger } from './ledger.js';
-import { type Answer, Link } from './link.js';
-import type { Position } from './reader.js';
+import { StormReader } from './storm-reader.js';
 
-/** What became of a storm. Times in ms. */
-export interface StormReport {
+/** The sockets of a storm have lost their connections. */
+export interface StormCut {
   storm: number;
-  /** Until all were joined at first. */
+  /** Sockets that were joined and were cut. */
+  cut: number;
+  /** µs of the monotonic clock. */
+  at: number;
+  /** How long they took to gather, in ms. */
   openedMs: number;
-  /** From the moment all were dropped until all were joined again, from their positions. */
+}
+
+/** What became of a storm. */
+export interface StormReport extends StormCut {
+  /** From the cut until each had joined again from its position, in ms. */
   rejoinedMs: number;
   /** Joined again within the patience. */
   rejoined: number;
-  /** Sockets that were given another number than the next one; each is in the history. */
-  faults: number;
 }
 
-/** Sockets opened in one go while the storm gathers. */
-const AT_ONCE = 250;
-const GATHER_MS = 60_000;
+export interface StormOptions {
+  /** Unique in the history; its readers are `<name>n0` … */
+  name: string;
+  /** Sockets. */
+  count: number;
+  /** Publishes `n` events to each of its rooms. */
+  publish(n: number): void;
+  /** Called at the cut. */
+  dropped(cut: StormCut): void;
+}
+
+/** A storm is not to begin as one: so many sockets open in a beat, and so many are on their way at most. */
+const BEAT_MS = 20;
+const OPENED_PER_BEAT = 14;
+const OPENING_MAX = 150;
+const LEAVING_PER_BEAT = 150;
+/** How long a storm waits for its last sockets each time: other faults may be on. In ms. */
 const PATIENCE_MS = 60_000;
+/** Events of each room that are missed by all. */
+const MISSED = 12;
+/** Events of readers are written at least this often, see {@link Received}. */
+const FLUSH_MS = 100;
 
 /**
- * Many readers that lose their connections in one moment. What they are given is not written down, only counted by number: a
- * reader that is given another event than the next one is written with where it stood.
+ * Thousands of readers that lose their connections in one moment, miss events, and come back at once to whichever gateway.
+ * They are written down as every other reader is.
  */
 export class Storm {
   readonly #ledger: Ledger;
   readonly #config: LoadConfig;
+  readonly #options: StormOptions;
   readonly #random: () => number;
-  readonly #clients: StormClient[] = [];
-  #faults = 0;
+  #readers: StormReader[] = [];
+  readonly #flushing: NodeJS.Timeout;
+  /** Of the user whose readers are being opened. */
+  #token = '';
+  #over = false;
 
-  constructor(ledger: Ledger, config: LoadConfig, random: () => number) {
+  constructor(ledger: Ledger, config: LoadConfig, next: () => number, options: StormOptions) {
     this.#ledger = ledger;
     this.#config = config;
-    this.#random = random;
+    this.#options = options;
+    this.#random = random(Math.floor(next() * 2 ** 32));
+    this.#flushing = setInterval(() => {
+      const now = Date.now();
+      for (const reader of this.#readers) reader.tick(now);
+    }, FLUSH_MS);
   }
 
-  /** Gathers `count` sockets, drops them, and waits until they are back. Never rejects. */
-  async blow(count: number): Promise<StormReport> {
+  /** The most events that any of its readers is behind of what is known to be in its room. */
+  get behind(): number {
+    return this.#readers.reduce((most, { behind }) => Math.max(most, behind), 0);
+  }
+
+  /** Gathers its sockets, cuts them all, and waits until they are back. Never rejects. {@link disperse} it then. */
+  async blow(): Promise<StormReport> {
+    const { count, publish, dropped } = this.#options;
     const began = Date.now();
-    await this.#gather(count);
-    await this.#allJoined(GATHER_MS);
-    const dropped = Date.now();
-    const openedMs = dropped - began;
-    for (const client of this.#clients) client.link.cut();
-    await this.#allJoined(PATIENCE_MS);
-    const rejoinedMs = Date.now() - dropped;
-    const rejoined = this.#clients.filter(({ joined }) => joined).length;
+    await this.#gather();
+    const at = monotonic();
+    const gone = this.#readers.filter(({ joined }) => joined);
+    for (const reader of gone) reader.cut();
+    const cut = { storm: count, cut: gone.length, at, openedMs: Date.now() - began };
+    publish(MISSED);
+    dropped(cut);
+    await this.#until(() => gone.every(({ returned }) => returned));
+    const rejoinedMs = Math.round((monotonic() - at) / 1000);
+    return { ...cut, rejoinedMs, rejoined: gone.filter(({ returned }) => returned).length };
+  }
+
+  /**
+   * Each reader leaves once it has been given everything, and one more event than when this began. Those that have not in the
+   * end are gone without having left, so that the checker finds what they lack.
+   */
+  async disperse(): Promise<void> {
+    this.#options.publish(1);
+    await sleep(500);
+    await this.#until(() => {
+      const ready = this.#readers.filter(({ joined, behind }) => joined && behind === 0);
+      const leaving = new Set(ready.slice(0, LEAVING_PER_BEAT));
+      for (const reader of leaving) reader.leave();
+      this.#readers = this.#readers.filter((reader) => !leaving.has(reader));
+      return this.#readers.length === 0;
+    });
     this.end();
-    return { storm: count, openedMs, rejoinedMs, rejoined, faults: this.#faults };
   }
 
+  /** Closes what is open at once. */
   end(): void {
-    for (const { link } of this.#clients) link.close();
+    this.#over = true;
+    clearInterval(this.#flushing);
+    for (const reader of this.#readers) reader.close();
   }
 
-  async #gather(count: number): Promise<void> {
-    const { tenants, name } = this.#config;
-    let token = '';
-    for (let at = 0; at < count; at++) {
-      const turn = Math.floor(at / CLIENTS_PER_USER);
-      const tenant = tenants[turn % tenants.length];
-      if (!tenant) return;
-      if (at % CLIENTS_PER_USER === 0) token = await mint(tenant, `${name}-storm-${turn}`);
-      const fault = () => this.#faults++;
-      const client = new StormClient(this.#ledger, `${name}-w${at}`, tenant, token, this.#config, this.#random, fault);
-      this.#clients.push(client);
-      client.link.open();
-      if (at % AT_ONCE === AT_ONCE - 1) await new Promise((wait) => setTimeout(wait, 100));
-    }
-  }
-
-  async #allJoined(patienceMs: number): Promise<void> {
-    const deadline = Date.now() + patienceMs;
-    while (this.#clients.some(({ joined }) => !joined) && Date.now() < deadline) {
-      await new Promise((wait) => setTimeout(wait, 20));
-    }
-  }
-}
-
-/** One reader of a storm: as lean as it can be. */
-class StormClient {
-  joined = false;
-  readonly link: Link;
-  readonly #ledger: Ledger;
-  readonly #name: string;
-  readonly #tenant: LoadTenant;
-  readonly #room: string;
-  readonly #fault: () => void;
-  #gateway = '';
-  #position: Position | undefined;
-
-  constructor(
-    ledger: Ledger,
-    name: string,
-    tenant: LoadTenant,
-    token: string,
-    config: LoadConfig,
-    random: () => number,
-    fault: () => void,
-  ) {
-    this.#ledger = ledger;
-    this.#name = name;
-    this.#tenant = tenant;
-    this.#room = pick(tenant.rooms, random);
-    this.#fault = fault;
-    this.link = new Link({
-      gateways: config.gateways,
-      random,
-      auth: { token },
-      raw: ledger.searchFor(tenant.id, name, 'storm'),
-      up: (socket, gateway) => this.#join(socket, gateway),
-      down: () => {
-        this.joined = false;
-      },
+  async #gather(): Promise<void> {
+    const { count } = this.#options;
+    await this.#until(async () => {
+      const { length } = this.#readers;
+      const opening = this.#readers.reduce((sum, { joined }) => sum + (joined ? 0 : 1), 0);
+      const more = Math.min(OPENED_PER_BEAT, OPENING_MAX - opening, count - length);
+      for (let n = 0; n < more; n++) await this.#add(length + n);
+      return length === count && opening === 0;
     });
   }
 
-  #join(socket: Socket, gateway: string): void {
-    this.#gateway = gateway;
-    const from = this.#position ?? 'latest';
-    socket.emit('room.join', { room: this.#room, from }, (answer: Answer) => {
-      if (!answer.ok) return this.link.lose(answer.error.code);
-      this.joined = true;
-      this.#position = (answer as unknown as { position: Position }).position;
-    });
-    socket.on('room.resync', (push: { position: Position }) => {
-      this.#position = push.position;
-    });
-    socket.on('event', ({ epoch, seq, mid }: Position & { mid: string }) => this.#take(epoch, seq, mid));
+  async #add(n: number): Promise<void> {
+    const { tenants, gateways, answerMs, name: process } = this.#config;
+    const { name } = this.#options;
+    // Those who share a user follow one another.
+    const user = Math.floor(n / CLIENTS_PER_USER);
+    const tenant = tenants[user % tenants.length];
+    if (!tenant) return;
+    if (n % CLIENTS_PER_USER === 0) this.#token = await mint(tenant, `${process}-storm-${user}`);
+    const room = pick(tenant.rooms, this.#random);
+    const options = { tenant, room, token: this.#token, gateways, answerMs, random: this.#random };
+    const reader = new StormReader(this.#ledger, { name: `${name}n${n}`, ...options });
+    this.#readers.push(reader);
+    reader.open();
   }
 
-  #take(epoch: string, seq: number, mid: string): void {
-    const before = this.#position;
-    this.#position = { epoch, seq };
-    if (before?.epoch === epoch && seq === before.seq + 1) return;
-    this.#fault();
-    const at = before ?? { epoch, seq: 0 };
-    const t = monotonic();
-    const { id } = this.#tenant;
-    this.#ledger.write(['join', t, this.#name, id, this.#room, this.#gateway, 'latest', at.epoch, at.seq]);
-    this.#ledger.write(['recv', t, this.#name, epoch, seq, [mid]]);
-    this.#ledger.write(['gone', t, this.#name, 'left']);
+  /** Asks each beat, until it is so, the patience is at its end, or all is over. */
+  async #until(so: () => boolean | Promise<boolean>): Promise<void> {
+    const deadline = Date.now() + PATIENCE_MS;
+    while (!this.#over && !(await so()) && Date.now() < deadline) await sleep(BEAT_MS);
   }
 }
