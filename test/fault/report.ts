@@ -53,6 +53,7 @@ function page(data: ReportData): string {
   const { options, verdict, leftOut } = data;
   const { counts, runStates, ackLatency, availability } = verdict;
   const { quiet, faulty } = ackLatency;
+  const storms = data.done.filter(({ kind }) => kind === 'client-storm');
   const lasted = (verdict.span.to - verdict.span.from) / 60e6;
   const ms = ({ p50, p99, max }: Quantiles) => `${p50.toFixed(1)} / ${p99.toFixed(0)} / ${max.toFixed(0)} ms`;
   return `${[
@@ -66,7 +67,7 @@ function page(data: ReportData): string {
       figuresOf(verdict).map((figure) => [figure.what, figure.aim, figure.measured, mark(figure)]),
     ),
     '## Faults',
-    'Recovery in seconds, p50 / p99 / max, of the faults that no other fault overlapped. "Caught up" has one sample for each reader concerned: of the gateway, where one was hit.',
+    'Recovery in seconds, p50 / p99 / max, of the faults that no other fault overlapped. "Caught up" has one sample for each reader concerned: of the gateway, where one was hit, of the storm, where it was one.',
     table(['fault', 'times', 'overlapped', 'first ack', 'caught up', 'what holds meanwhile'], kindRows(data)),
     ...(leftOut.length > 0 ? [`Left out here: ${leftOut.join('; ')}.`] : []),
     '## Everything else',
@@ -81,6 +82,16 @@ function page(data: ReportData): string {
           'deliveries',
           `${count(counts.delivered)} to ${count(counts.readers)} readers, which joined ${count(counts.joins)} times, resumed ${count(counts.resumes)} times, were resynced ${count(counts.resyncs)} times`,
         ],
+        ...(storms.length === 0
+          ? []
+          : [
+              [
+                'storms',
+                storms
+                  .map(({ target, at, healed }) => `${target} back after ${seconds((healed - at) / 1000)} s`)
+                  .join('; '),
+              ],
+            ]),
         ['publish to ack, outside of faults', `${ms(quiet)} (p50 / p99 / max, n = ${count(quiet.n)})`],
         ['publish to ack, in faults, retries included', `${ms(faulty)} (n = ${count(faulty.n)})`],
         ['acknowledged outside of faults', `${(availability.share * 100).toFixed(3)} % of ${count(availability.sent)}`],

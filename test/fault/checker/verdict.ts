@@ -92,7 +92,7 @@ export interface KindRecovery {
   overlapped: number;
   firstAck: Quantiles;
   firstDelivery: Quantiles;
-  /** One sample for each reader concerned: those of the gateway where the target is one, else all. */
+  /** One sample for each reader concerned: those of the gateway where the target is one, of the storm, else all but those of storms. */
   caughtUp: Quantiles;
   /** Runs of a killed worker until the next attempt was seen or they ended. */
   runs: Quantiles;

@@ -47,7 +47,7 @@ const clientStorm = (sockets: number): Fault => ({
     const { at, cut, back } = await crowd.storm(sockets);
     return {
       at,
-      target: `${cut} sockets`,
+      target: `${cut.toLocaleString('en')} sockets`,
       async heal() {
         const { rejoined, rejoinedMs } = await back;
         if (rejoined < cut) throw new Error(`${rejoined} of ${cut} sockets were back after ${rejoinedMs} ms`);
