@@ -5,6 +5,11 @@ import type { Logger } from './telemetry.js';
 
 /** A revocation is read again for so long after its time, because it may have been committed later than it says. */
 const COMMIT_LAG_MS = 30_000;
+/**
+ * Revocations are kept for so long beyond the life of the tokens they refuse: a wall clock that is ahead by less, and put
+ * right later, must not have forgotten what it needs then.
+ */
+const CLOCK_AHEAD_MS = 3_600_000;
 
 export interface RevocationsDeps {
   directory: Pick<Directory, 'revocations'>;
@@ -33,10 +38,10 @@ export class Revocations {
 
   constructor(private readonly deps: RevocationsDeps) {
     this.#clock = deps.clock ?? systemClock;
-    this.#newest = this.#clock.now() - deps.tokenLifeMs;
+    this.#newest = this.#clock.now() - deps.tokenLifeMs - CLOCK_AHEAD_MS;
   }
 
-  /** Revocations kept: those of about the longest life of a token. */
+  /** Revocations kept: those of the longest life of a token and about an hour. */
   get size(): number {
     return this.#known.size;
   }
@@ -123,7 +128,7 @@ export class Revocations {
       const found = await this.deps.directory.revocations(this.#newest - COMMIT_LAG_MS);
       this.#readAt = asked;
       for (const revocation of found) this.#learn(revocation);
-      this.#forget(startedAt - this.deps.tokenLifeMs - 2 * COMMIT_LAG_MS);
+      this.#forget(startedAt - this.deps.tokenLifeMs - CLOCK_AHEAD_MS - 2 * COMMIT_LAG_MS);
     } catch (error) {
       this.deps.log.warn({ err: error }, 'revocations could not be read');
     }

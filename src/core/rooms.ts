@@ -63,9 +63,9 @@ export class Rooms {
       throw new TuttiError('quota_exceeded', message, { limit: 'rooms_session' });
     }
     this.#deps.memory.check();
-    const started = this.#deps.clock.now();
+    const started = this.#deps.clock.monotonic();
     await this.#deps.feeds.join(key, viewer, from, (attached) => {
-      this.#deps.metrics.observe('join', (this.#deps.clock.now() - started) / 1000, {});
+      this.#deps.metrics.observe('join', (this.#deps.clock.monotonic() - started) / 1000, {});
       reply({
         ...attached,
         runs: this.#deps.runs.snapshot(key),

@@ -135,8 +135,8 @@ async function takeOver(cluster: Cluster, log: Logger): Promise<Server | undefin
  * ours, and Postgres would refuse to start if its number was reused by one of the same user.
  */
 async function settle(data: string): Promise<void> {
-  for (const until = Date.now() + STOP_TIMEOUT_MS; processesIn(data).length > 0; await sleep(20)) {
-    if (Date.now() < until) continue;
+  for (const until = performance.now() + STOP_TIMEOUT_MS; processesIn(data).length > 0; await sleep(20)) {
+    if (performance.now() < until) continue;
     throw new Error(`Processes ${processesIn(data).join(', ')} still work in ${data}.`);
   }
   if (process.platform === 'linux') rmSync(join(data, 'postmaster.pid'), { force: true });
@@ -157,7 +157,7 @@ async function launch(cluster: Cluster, port: number): Promise<Server> {
 }
 
 async function answers(url: string, running: () => boolean, timeoutMs: number): Promise<boolean> {
-  for (const until = Date.now() + timeoutMs; running() && Date.now() < until; await sleep(30)) {
+  for (const until = performance.now() + timeoutMs; running() && performance.now() < until; await sleep(30)) {
     const sql = postgres(url, { max: 1, connect_timeout: 5, onnotice: () => undefined });
     try {
       await sql`select 1`;
@@ -185,7 +185,7 @@ async function ensureDatabase(url: string): Promise<void> {
 async function end(pid: number, data: string): Promise<void> {
   for (const signal of ['SIGINT', 'SIGQUIT', 'SIGKILL'] as const) {
     if (worksIn(pid, data)) kill(pid, signal);
-    for (const until = Date.now() + STOP_TIMEOUT_MS; Date.now() < until; await sleep(20)) {
+    for (const until = performance.now() + STOP_TIMEOUT_MS; performance.now() < until; await sleep(20)) {
       if (!worksIn(pid, data)) return;
     }
   }

@@ -173,7 +173,7 @@ export class Sessions {
    * connections closed.
    */
   async dismiss(withinMs: number): Promise<void> {
-    const answersMs = Math.min(ANSWERS_MS, withinMs / 4);
+    const answersMs = Math.min(ANSWERS_MS, withinMs / 3);
     const left: Promise<void>[] = [];
     await spread(this.#sessions, withinMs - answersMs, (session) => {
       const closing = {

@@ -1,10 +1,14 @@
 import { resolve } from 'node:path';
-import { afterAll, expect, test } from 'vitest';
+import { afterAll, expect, test, vi } from 'vitest';
+import type { Clock } from '../../src/core/clock.js';
+import { Revocations } from '../../src/core/revocations.js';
+import { VirtualClock } from '../core/virtual-clock.js';
 import { connect } from '../support/client.js';
 import { eventually } from '../support/eventually.js';
 import { type GatewayProcess, startGateway } from '../support/gateway.js';
 import { freshDatabase } from '../support/postgres.js';
 import { DEV_SERVER_KEY, devToken } from '../support/tokens.js';
+import { MemoryDirectory } from './memory-directory.js';
 import { setUp } from './setup.js';
 
 const SHIFT = resolve(import.meta.dirname, '../fault/faults/clock-shift.mjs');
@@ -73,6 +77,77 @@ test('[LIM1] a clock put back 5 minutes while sessions are open: a refusal lasts
   expect(await client.ask('event.history', { room: 'clock' })).toMatchObject({ ok: true });
   expect(client.disconnects).toEqual([]);
   client.close();
+});
+
+test('[AUTH3] a clock put forward 5 minutes: what is known of revocations is no older for it', async () => {
+  // Read once in this test: what is known would be too old after 185 s.
+  const env = { TORTURE_CLOCK_STEP_MS: '300000', TUTTI_REVOCATION_POLL_MS: '60000', NODE_OPTIONS: `--import ${SHIFT}` };
+  const gateway = await startGateway({ env: { ...env, DATABASE_URL: database.url } });
+  started.push(gateway);
+  gateway.signal('SIGUSR2');
+  const late = await eventually('the clock is ahead', async () => {
+    const client = await connect({ url: gateway.url, token: await devToken() });
+    const { serverTime } = await client.waitFor('session.ready');
+    client.close();
+    return serverTime > Date.now() + 200_000;
+  });
+  expect(late).toBe(true);
+});
+
+/** What a gateway knows of revocations, on a wall clock that is put forward and back by `step`. */
+async function steppedRevocations(tokenLifeMs: number) {
+  const [directory, clock] = [new MemoryDirectory(), new VirtualClock()];
+  let stepMs = 0;
+  const stepped: Clock = {
+    now: () => clock.now() + stepMs,
+    monotonic: () => clock.monotonic(),
+    after: (ms, fn) => clock.after(ms, fn),
+    soon: (fn) => clock.soon(fn),
+  };
+  const log = { debug() {}, info() {}, warn() {}, error() {} };
+  const revocations = new Revocations({ directory, log, pollMs: 1000, tokenLifeMs, clock: stepped });
+  await revocations.start();
+  const revoke = async (user: string) => {
+    vi.spyOn(Date, 'now').mockReturnValueOnce(clock.now());
+    await directory.revoke({ tenant: 'acme', kind: 'user', subject: user });
+  };
+  const step = (ms: number) => {
+    stepMs = ms;
+  };
+  return { directory, clock, revocations, revoke, step };
+}
+
+test('[AUTH3] what is known of revocations grows old by the clock that never jumps, whichever way the wall clock is put', async () => {
+  const { directory, clock, revocations, step } = await steppedRevocations(86_400_000);
+  for (const stepMs of [300_000, -300_000]) {
+    directory.failing = true;
+    step(stepMs);
+    await clock.run(7000);
+    expect(revocations.stale()).toBe(false);
+    await clock.run(3000);
+    expect(revocations.stale()).toBe(true);
+    directory.failing = false;
+    await clock.run(2000);
+    expect(revocations.stale()).toBe(false);
+  }
+  revocations.stop();
+});
+
+test('[AUTH3] a clock that is 5 minutes ahead for a while forgets no revocation that is needed when it is right again', async () => {
+  const lifeMs = 600_000;
+  const { clock, revocations, revoke, step } = await steppedRevocations(lifeMs);
+  await revoke('eve');
+  await clock.run(60_000);
+  await revoke('mallory');
+  await clock.run(lifeMs - 180_000);
+  step(300_000);
+  await clock.run(5000);
+  step(0);
+  await clock.run(5000);
+  const token = { tenant: 'acme', capabilities: {}, issuedAt: -1000, kind: 'user' } as const;
+  expect(revocations.refuses({ ...token, id: 'eve' })).toBe(true);
+  expect(revocations.refuses({ ...token, id: 'ann' })).toBe(false);
+  revocations.stop();
 });
 
 test('[AUTH1] what both clocks refuse is refused for good, whatever the difference', async () => {
