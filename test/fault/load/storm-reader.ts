@@ -1,7 +1,7 @@
 import type { WireError } from '../../../src/errors.js';
-import { shuffled } from '../../support/random.js';
 import { Session } from '../../support/session.js';
-import type { LoadConfig, LoadTenant } from './config.js';
+import type { Balancer } from './balancer.js';
+import type { LoadTenant } from './config.js';
 import type { Ledger } from './ledger.js';
 import type { Answer } from './link.js';
 import { type Position, Received } from './reader.js';
@@ -11,7 +11,7 @@ export interface StormReaderOptions {
   tenant: LoadTenant;
   room: string;
   token: string;
-  gateways: LoadConfig['gateways'];
+  balancer: Balancer;
   random: () => number;
   answerMs: number;
 }
@@ -23,6 +23,8 @@ const PAUSE_MAX_MS = 5000;
 const SILENCE_MS = 20_000;
 /** The same before it has let the reader in. */
 const GREETING_MS = 8000;
+/** How a refusal begins on the wire: `44{"message":…,"data":{"code":…,"retryAfterMs":…}}`. */
+const REFUSED = '44';
 
 interface Joined {
   position: Position;
@@ -120,7 +122,6 @@ export class StormReader {
       this.#session = session;
       this.#ask(session);
     } catch (error) {
-      // A refusal stands there as `44{"message":…,"data":{"code":…,"retryAfterMs":…}}`.
       const text = error instanceof Error ? error.message : '';
       this.#raw(text);
       this.#afterMs = Number(/"retryAfterMs":(\d+)/.exec(text)?.[1] ?? 0);
@@ -130,14 +131,17 @@ export class StormReader {
 
   /** A session at any gateway that is there: as a balancer does, it passes over those where nobody listens. */
   async #reach(): Promise<Session> {
-    const { gateways, token, random } = this.#options;
+    const { balancer, token } = this.#options;
     let nobody: unknown;
-    for (const { name, url } of shuffled(gateways, random)) {
-      this.#gateway = name;
+    for (const gateway of balancer.order()) {
+      this.#gateway = gateway.name;
+      const port = Number(new URL(gateway.url).port);
       try {
-        return await Session.open({ port: Number(new URL(url).port), auth: { token }, silenceMs: GREETING_MS });
+        return await Session.open({ port, auth: { token }, silenceMs: GREETING_MS });
       } catch (error) {
-        if (!(error instanceof Error && 'code' in error && error.code === 'ECONNREFUSED')) throw error;
+        if (!(error instanceof Error) || error.message.startsWith(REFUSED)) throw error;
+        balancer.didNotAnswer(gateway);
+        if (!('code' in error) || error.code !== 'ECONNREFUSED') throw error;
         nobody = error;
       }
     }

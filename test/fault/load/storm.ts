@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pick, random } from '../../support/random.js';
 import { monotonic } from '../history.js';
+import { Balancer } from './balancer.js';
 import { CLIENTS_PER_USER, type LoadConfig, mint } from './config.js';
 import type { Ledger } from './ledger.js';
 import { StormReader } from './storm-reader.js';
@@ -40,7 +41,8 @@ const BEAT_MS = 20;
 const OPENED_PER_BEAT = 14;
 const OPENING_MAX = 150;
 const LEAVING_PER_BEAT = 150;
-/** How long a storm waits for its last sockets each time: other faults may be on. In ms. */
+/** How long a storm waits for its last sockets, as other faults may be on: to be there all at once, then to be back, to have everything. In ms. */
+const GATHER_MS = 40_000;
 const PATIENCE_MS = 60_000;
 /** Events of each room that are missed by all. */
 const MISSED = 12;
@@ -56,6 +58,7 @@ export class Storm {
   readonly #config: LoadConfig;
   readonly #options: StormOptions;
   readonly #random: () => number;
+  readonly #balancer: Balancer;
   #readers: StormReader[] = [];
   readonly #flushing: NodeJS.Timeout;
   /** Of the user whose readers are being opened. */
@@ -67,6 +70,7 @@ export class Storm {
     this.#config = config;
     this.#options = options;
     this.#random = random(Math.floor(next() * 2 ** 32));
+    this.#balancer = new Balancer(config.gateways, this.#random);
     this.#flushing = setInterval(() => {
       const now = Date.now();
       for (const reader of this.#readers) reader.tick(now);
@@ -126,11 +130,11 @@ export class Storm {
       const more = Math.min(OPENED_PER_BEAT, OPENING_MAX - opening, count - length);
       for (let n = 0; n < more; n++) await this.#add(length + n);
       return length === count && opening === 0;
-    });
+    }, GATHER_MS);
   }
 
   async #add(n: number): Promise<void> {
-    const { tenants, gateways, answerMs, name: process } = this.#config;
+    const { tenants, answerMs, name: process } = this.#config;
     const { name } = this.#options;
     // Those who share a user follow one another.
     const user = Math.floor(n / CLIENTS_PER_USER);
@@ -138,15 +142,15 @@ export class Storm {
     if (!tenant) return;
     if (n % CLIENTS_PER_USER === 0) this.#token = await mint(tenant, `${process}-storm-${user}`);
     const room = pick(tenant.rooms, this.#random);
-    const options = { tenant, room, token: this.#token, gateways, answerMs, random: this.#random };
+    const options = { tenant, room, token: this.#token, balancer: this.#balancer, answerMs, random: this.#random };
     const reader = new StormReader(this.#ledger, { name: `${name}n${n}`, ...options });
     this.#readers.push(reader);
     reader.open();
   }
 
   /** Asks each beat, until it is so, the patience is at its end, or all is over. */
-  async #until(so: () => boolean | Promise<boolean>): Promise<void> {
-    const deadline = Date.now() + PATIENCE_MS;
+  async #until(so: () => boolean | Promise<boolean>, patienceMs = PATIENCE_MS): Promise<void> {
+    const deadline = Date.now() + patienceMs;
     while (!this.#over && !(await so()) && Date.now() < deadline) await sleep(BEAT_MS);
   }
 }
