@@ -326,6 +326,38 @@ test('who was on a killed gateway has caught up when it joined again and has wha
   expect(verdict.recoveries.faults[0]).toMatchObject({ caughtUpMs: 1500, firstAckMs: 200 });
 });
 
+test('a storm is measured by its own readers, from the cut until they are back and have everything, and they count for no other fault', async () => {
+  const one = 'crowd-w0n0';
+  const verdict = await check([
+    send(1, 'x'),
+    ack(1.1, 'x', 1),
+    joined(1),
+    joined(1, one),
+    got(1.2, 1, ['x']),
+    got(1.2, 1, ['x'], one),
+    ['fault', s(2), 1, 'client-storm', '1 socket'],
+    ['gone', s(2), one, 'cut'],
+    send(2.1, 'y'),
+    ack(2.2, 'y', 2),
+    got(2.3, 2, ['y']),
+    resumed(3, 1, one),
+    got(3.5, 2, ['y'], one),
+    ['heal', s(4), 1],
+    ['fault', s(20), 2, 'redis-flushall', 'redis'],
+    ['heal', s(20), 2],
+    send(21, 'z'),
+    ack(21, 'z', 3),
+    got(21, 3, ['z']),
+    got(21, 3, ['z'], one),
+    stored(['x', 'y', 'z']),
+  ]);
+  expect(verdict.violations).toEqual([]);
+  expect(verdict.recoveries.kinds.map(({ kind, caughtUp: { n, max } }) => [kind, n, max])).toEqual([
+    ['client-storm', 1, 1500],
+    ['redis-flushall', 1, 0],
+  ]);
+});
+
 test('a run that ended before its worker was killed has nothing to recover from, also where only the log told its end', async () => {
   const verdict = await check([
     ['ask', s(1), 'run', 'a', 'r'],
