@@ -14,6 +14,7 @@ import { Feeds } from './core/feeds.js';
 import { roomOf, systemKey } from './core/keys.js';
 import { ConnectionLimits, InFlight } from './core/limits.js';
 import { MemoryGuard } from './core/memory.js';
+import { QueuedRuns } from './core/queued-runs.js';
 import { Revocations } from './core/revocations.js';
 import { Rooms } from './core/rooms.js';
 import { Runs } from './core/runs.js';
@@ -21,9 +22,10 @@ import type { Logger } from './core/telemetry.js';
 import type { Outlet } from './core/viewer.js';
 import { type Database, openDatabase } from './db/database.js';
 import { createDirectory } from './db/directory.js';
-import { createEventLog } from './db/event-log.js';
+import { createEventLog, type PostgresLog } from './db/event-log.js';
 import { verifyIsolation } from './db/isolation.js';
 import { migrate } from './db/migrate.js';
+import { queuedRuns } from './db/queued-runs.js';
 import { createRunStore } from './db/run-store.js';
 import type { Route } from './http/route.js';
 import { mountHttp } from './http/server.js';
@@ -125,6 +127,7 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
     clock,
     limits: runLimits(config),
   });
+  const queue = new QueuedRuns({ queued: () => queuedRuns(database), metrics, clock });
   const rooms = new Rooms({
     log: eventLog,
     feeds,
@@ -144,7 +147,7 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
   });
   await Promise.all([bus.subscribe(revoked), revocations.start(), clockCheck.start()]);
 
-  const health = new Health(database);
+  const health = new Health(database, eventLog);
   // Else the gauge would be as old as the last question of a balancer.
   const stopProbing = every(clock, PROBE_MS, () => void health.ready());
   metrics.gauge('bus_connected', () => Number(bus.connected()));
@@ -188,6 +191,7 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
   outlets.push(sockets, http);
   feeds.start(runs);
   runs.start();
+  queue.start();
   sockets.start();
 
   const listening = await listen(app, config.HOST, config.PORT);
@@ -211,6 +215,7 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
       if (!committed) log.error({}, 'Left without committing all that was accepted; its senders have it still');
       await http.close();
       runs.close();
+      queue.stop();
       feeds.close();
       revocations.stop();
       clockCheck.stop();
@@ -240,19 +245,31 @@ class Health {
   draining = false;
   databaseUp = true;
 
-  constructor(private readonly database: Database) {}
+  constructor(
+    private readonly database: Database,
+    private readonly eventLog: PostgresLog,
+  ) {}
 
   live(): boolean {
     return true;
   }
 
-  async ready(): Promise<{ ready: boolean; reasons: string[] }> {
+  /**
+   * A Postgres that answers and commits nothing (locked, full, read-only) is no reason to leave: readers are served, and every
+   * gateway has the same one, so that a balancer would be left with none. It is told in `degraded`.
+   */
+  async ready(): Promise<{ ready: boolean; reasons: string[]; degraded: string[] }> {
     this.databaseUp = await this.database.healthy();
     const reasons = [
       ...(this.draining ? ['The gateway drains.'] : []),
       ...(this.databaseUp ? [] : ['Postgres does not answer.']),
     ];
-    return { ready: reasons.length === 0, reasons };
+    const since = this.eventLog.failingSince();
+    const degraded =
+      since === undefined
+        ? []
+        : [`Publishes, of some rooms or of all, have not been committed since ${new Date(since).toISOString()}.`];
+    return { ready: reasons.length === 0, reasons, degraded };
   }
 }
 

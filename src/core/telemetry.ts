@@ -79,6 +79,11 @@ export const gauges = {
   memory_share: { help: 'Part of the memory that may be used that is in use, 0 to 1.', labels: [] },
   clock_offset_seconds: { help: "The database's clock less this machine's, in s.", labels: [] },
   revocations: { help: 'Revocations kept in memory.', labels: [] },
+  runs_queued: { help: 'Runs of all tenants that wait for a worker; the same number at every gateway.', labels: [] },
+  runs_queued_oldest_seconds: {
+    help: 'How long the run that waits longest for a worker has waited, in s; the same at every gateway.',
+    labels: [],
+  },
   runs_held: { help: 'Runs whose worker pushes to this gateway.', labels: [] },
   runs_uncommitted_bytes: { help: 'Run output announced and not yet committed.', labels: [] },
   bus_connected: { help: '1 while announcements flow.', labels: [] },

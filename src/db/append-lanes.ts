@@ -28,6 +28,8 @@ const BATCH_LENGTH = 2 * 1024 * 1024;
 const TENANT_SHARE = 0.75;
 const BACKOFF_MIN_MS = 25;
 const BACKOFF_MAX_MS = 1000;
+/** A failed commit says nothing of now after so long without another attempt, in ms: nobody publishes. */
+const FAILURE_KEPT_MS = 30_000;
 
 interface Waiting {
   readonly event: Append;
@@ -80,6 +82,12 @@ export class AppendLanes {
     return lane.append(event);
   }
 
+  /** Since when some lane commits nothing though it tries to, ms since the Unix epoch; `undefined` where all do. */
+  failingSince(): number | undefined {
+    const since = this.#lanes.flatMap((lane) => lane.failingSince() ?? []);
+    return since.length > 0 ? Math.min(...since) : undefined;
+  }
+
   async drain(): Promise<void> {
     this.#draining = true;
     await Promise.all(this.#lanes.map((lane) => lane.idle()));
@@ -111,6 +119,8 @@ class Lane {
   #target = 1;
   #gathered: (() => void) | undefined;
   #lastBatchMs = 10;
+  /** Attempts that failed since the last one that did not: begin of the first by the wall clock, end of the last by the monotonic one. */
+  #failing: { since: number; last: number } | undefined;
   #onIdle: (() => void)[] = [];
 
   constructor(
@@ -150,6 +160,11 @@ class Lane {
   expectedWaitMs(): number {
     const batches = Math.ceil(this.#queued / this.#limits.batchMax);
     return Math.min(5000, Math.max(100, Math.ceil(batches * this.#lastBatchMs)));
+  }
+
+  failingSince(): number | undefined {
+    const old = this.#failing === undefined || performance.now() - this.#failing.last > FAILURE_KEPT_MS;
+    return old ? undefined : this.#failing?.since;
   }
 
   idle(): Promise<void> {
@@ -224,6 +239,7 @@ class Lane {
       const began = performance.now();
       try {
         const outcomes = await this.#commit(open.map((waiting) => waiting.event));
+        this.#failing = undefined;
         this.#metrics.observe('append_batch', (performance.now() - began) / 1000, {});
         open.forEach((waiting, i) => {
           this.#answer(waiting, outcomes[i]);
@@ -234,6 +250,8 @@ class Lane {
           await this.#bisect(open, error);
           return;
         }
+        const last = performance.now();
+        this.#failing = { since: this.#failing?.since ?? Date.now() - (last - began), last };
         this.#log.warn({ code: codeOf(error), events: open.length, err: error }, 'append failed, sending it again');
         await sleep(backoffMs * (0.5 + Math.random() / 2));
         backoffMs = Math.min(BACKOFF_MAX_MS, backoffMs * 2);

@@ -22,14 +22,24 @@ interface EventRow {
   at: number;
 }
 
+/** A log that knows whether it is written to at the moment. */
+export interface PostgresLog extends EventLog {
+  /**
+   * Since when appends, of some rooms or of all, are tried and not committed, ms since the Unix epoch; `undefined` while they are,
+   * or where nobody appended for half a minute.
+   */
+  failingSince(): number | undefined;
+}
+
 /** The log of all rooms in Postgres. Takes a connection for each lane. */
-export function createEventLog(database: Database, limits: AppendLimits, metrics: Metrics, log: Logger): EventLog {
+export function createEventLog(database: Database, limits: AppendLimits, metrics: Metrics, log: Logger): PostgresLog {
   const commits = Array.from({ length: limits.lanes }, () => commitOver(database, limits));
   const lanes = new AppendLanes(commits, limits, metrics, log);
 
   return {
     append: (event) => lanes.append(event),
     drain: () => lanes.drain(),
+    failingSince: () => lanes.failingSince(),
 
     open: (tenant, room) =>
       database.withTenants([tenant], async (tx) => {

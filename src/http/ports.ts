@@ -89,7 +89,7 @@ export interface HealthPort {
   /** The gateway is leaving service. */
   readonly draining: boolean;
   live(): boolean;
-  ready(): Promise<{ ready: boolean; reasons: string[] }>;
+  ready(): Promise<{ ready: boolean; reasons: string[]; degraded: string[] }>;
 }
 
 export interface RevocationsPort {

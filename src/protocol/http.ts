@@ -119,7 +119,10 @@ export const workerPushReply = pushReply;
 export const workerFinishBody = z.strictObject(finishBody);
 export const workerFailBody = z.strictObject(failBody);
 
-export const readiness = z.object({ ready: z.boolean(), reasons: z.array(z.string()) }).meta({ id: 'Readiness' });
+/** `reasons`: why traffic should not come. `degraded`: what does not work though it should come. */
+export const readiness = z
+  .object({ ready: z.boolean(), reasons: z.array(z.string()), degraded: z.array(z.string()) })
+  .meta({ id: 'Readiness' });
 export const liveness = z.object({ ok: z.literal(true) });
 
 const codes = Object.keys(errors) as [ErrorCode, ...ErrorCode[]];

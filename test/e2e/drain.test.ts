@@ -1,4 +1,5 @@
 import { randomBytes } from 'node:crypto';
+import connectTo from 'postgres';
 import { afterEach, expect, test } from 'vitest';
 import { RawClient } from '../realtime/stage.js';
 import { connect } from '../support/client.js';
@@ -282,6 +283,44 @@ test('[OPS1][ERR1] while Postgres is away: 503, refusals that may be retried, an
   expect(gateway.running()).toBe(true);
 });
 
+test('[OPS1] while Postgres is read-only: /readyz stays 200 and says that nothing is committed, readers are served', async () => {
+  const postgres = undo.add(await startPostgres({ settings: { fsync: 'off' } }), (one) => one.destroy());
+  const sql = undo.add(connectTo(postgres.url, { max: 1 }), (one) => one.end());
+  const gateway = undo.add(
+    await startGateway({ env: { DATABASE_URL: postgres.url, TUTTI_APPEND_TIMEOUT_MS: '1000' } }),
+    (one) => one.stop(),
+  );
+  const readiness = async () => {
+    const response = await fetch(`${gateway.url}/readyz`);
+    const body = (await response.json()) as { ready: boolean; reasons: string[]; degraded: string[] };
+    return { status: response.status, body };
+  };
+  const chat = (mid: string) => ({ room: 'lobby', type: 'chat', data: 1, mid });
+  const ann = await client(gateway, await userToken('ann'));
+  await ann.call('event.publish', chat('m1'));
+  const well = { status: 200, body: { ready: true, reasons: [], degraded: [] } };
+  expect(await readiness()).toEqual(well);
+
+  await sql.unsafe('alter system set default_transaction_read_only = on');
+  await sql`select pg_reload_conf()`;
+  const from = Date.now();
+  await eventually('nothing is committed', async () => !(await ann.ask('event.publish', chat('m2'))).ok);
+  const { status, body } = await readiness();
+  expect([status, body.ready, body.reasons, body.degraded.length]).toEqual([200, true, [], 1]);
+  const since = Date.parse(/since (\S+)\.$/.exec(body.degraded[0] ?? '')?.[1] ?? '');
+  expect(since).toBeGreaterThanOrEqual(from - 1000);
+  expect(since).toBeLessThanOrEqual(Date.now());
+  const late = await client(gateway, await userToken('late'));
+  await late.call('room.join', { room: 'lobby', from: 'start' });
+  expect(await late.waitFor('event')).toMatchObject({ mid: 'm1' });
+
+  await sql.unsafe('set default_transaction_read_only = off');
+  await sql.unsafe('alter system reset default_transaction_read_only');
+  await sql`select pg_reload_conf()`;
+  await eventually('commits again', async () => (await ann.ask('event.publish', chat('m2'))).ok);
+  expect(await readiness()).toEqual(well);
+});
+
 test('[OPS1] no log line holds a token, a key or the body of a message, at the finest level and in every fault', async () => {
   const postgres = undo.add(await startPostgres(), (one) => one.destroy());
   const redis = undo.add(await startRedis(), (one) => one.stop());
@@ -363,7 +402,7 @@ test('[OPS1] no log line holds a token, a key or the body of a message, at the f
 });
 
 test('[OPS1] metrics count what a person on call asks for', async () => {
-  const { a } = await startPair(undo);
+  const { a, more } = await startPair(undo);
   const ann = await client(a, await userToken('ann'));
   await ann.call('room.join', { room: 'lobby' });
   const chat = { room: 'lobby', type: 'chat', data: 1, mid: 'm1' };
@@ -398,6 +437,11 @@ test('[OPS1] metrics count what a person on call asks for', async () => {
   const seen = Object.fromEntries(Object.keys(expected).map((name) => [name, metrics.get(name)]));
   seen.tutti_commit_seconds_count = Math.min(1, seen.tutti_commit_seconds_count ?? 0); // duplicates commit too
   expect(seen).toEqual(expected);
+  await ann.call('run.create', { room: 'lobby', model: 'nobody', input: 1 });
+  const later = await more();
+  await eventually('a run waits', async () =>
+    (await (await fetch(`${later.url}/metrics`)).text()).includes('\ntutti_runs_queued 1\n'),
+  );
   const text = await (await fetch(`${a.url}/metrics`)).text();
   for (const name of ['repairs', 'resyncs', 'bus_lag', 'runs', 'run_first_token', 'run_queue_wait']) {
     expect(text).toContain(`# TYPE tutti_${name}`);

@@ -147,10 +147,13 @@ describe('browsers', () => {
 describe('operations', () => {
   test('health, readiness and metrics', async () => {
     expect((await fetch(`${stand.url}/healthz`)).status).toBe(200);
-    expect(await (await fetch(`${stand.url}/readyz`)).json()).toEqual({ ready: true, reasons: [] });
+    expect(await (await fetch(`${stand.url}/readyz`)).json()).toEqual({ ready: true, reasons: [], degraded: [] });
     stand.health.ready = false;
     const away = await fetch(`${stand.url}/readyz`);
-    expect([away.status, await away.json()]).toEqual([503, { ready: false, reasons: ['Postgres does not answer'] }]);
+    expect([away.status, await away.json()]).toEqual([
+      503,
+      { ready: false, reasons: ['Postgres does not answer'], degraded: [] },
+    ]);
     stand.health.ready = true;
     const metrics = await fetch(`${stand.url}/metrics`);
     expect(metrics.headers.get('content-type')).toContain('text/plain');

@@ -267,7 +267,11 @@ export async function standUp(options: Partial<HttpDeps> = {}): Promise<Stand> {
     health: {
       draining: false,
       live: () => true,
-      ready: async () => ({ ready: health.ready, reasons: health.ready ? [] : ['Postgres does not answer'] }),
+      ready: async () => ({
+        ready: health.ready,
+        reasons: health.ready ? [] : ['Postgres does not answer'],
+        degraded: [],
+      }),
     },
     allowedOrigins: ['https://app.example'],
     inFlight: new InFlight({ perSession: 1000, bytesPerSession: 2 ** 24, bytesPerTenant: 2 ** 27 }),

@@ -27,7 +27,7 @@ export const healthRoutes = (health: HealthPort, registry: Registry): Route[] =>
     id: 'readiness',
     summary: 'Whether traffic should come here',
     responses: {
-      200: { description: 'It should.', schema: readiness },
+      200: { description: 'It should; `degraded` says what does not work all the same.', schema: readiness },
       503: { description: 'Not now; `reasons` says why.', schema: readiness },
     },
     handle: async () => {
