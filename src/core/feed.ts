@@ -381,7 +381,8 @@ export class Feed {
         for (const event of page.events) this.receive(event.epoch, event.seq, eventFrame(event));
         this.#deps.metrics.add('repaired_events', {}, this.#head - before);
         if (page.head <= this.#head) this.#known = Math.min(this.#known, this.#head);
-        if (page.events.length === 0) break;
+        // Nothing that is due: asking again at once would keep the database busy for nothing.
+        if (this.#head === before) break;
       }
     } catch (err) {
       failed = true;

@@ -162,6 +162,27 @@ describe('feeds', () => {
     expect(feed.position).toEqual({ epoch: 'new', seq: 1 });
   });
 
+  test('a log that lacks a number is not read again and again without a pause', async () => {
+    const world = feedWorld(726, { gateways: 1 });
+    const { clock, outlet } = world.node(0);
+    const start = { epoch: 'e', head: 0, floor: 0 };
+    const events = [1, 2, 4, 5].map((seq) => ({ room: 'r', epoch: 'e', seq, mid: `m${seq}`, type: 'x', at: 0 }));
+    const texts = { data: toJsonText(1), by: toJsonText({}) };
+    let reads = 0;
+    const read = async (_tenant: string, _room: string, { after }: { after: number }) => {
+      reads += 1;
+      await new Promise<void>((answer) => clock.after(1, answer));
+      return { ...start, head: 5, events: events.flatMap((one) => (one.seq > after ? [{ ...one, ...texts }] : [])) };
+    };
+    const log = { read } as never;
+    const feed = new Feed(key, start, { log, outlet, clock, metrics: noMetrics, logger: silent, limits });
+    feed.expect(5, 'head_check');
+    await world.clock.run(1000);
+    expect(feed.head).toBe(2);
+    expect(reads).toBeLessThanOrEqual(Math.ceil(1000 / limits.gapRepairMs) + 1);
+    feed.close();
+  });
+
   test('[RES1] a reader ahead of its gateway is not made to start over because the log cannot be read', async () => {
     const { clock, rooms, node, publish } = feedWorld(350, { gateways: 1 });
     const viewer = new SimViewer('v', node(0).outlet);
