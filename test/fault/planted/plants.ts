@@ -115,10 +115,10 @@ export const ackBeforeCommit: Plant = {
 /** A reader follows the room while its replay is still being read. */
 export const noHandoverBuffer: Plant = {
   module: 'core/feed',
-  find: 'if (!this.#advance(viewer, replay)) void this.#replay(viewer, replay);',
-  put: `this.#live.add(viewer);
-    viewer.follow(this.key);
-    if (!this.#advance(viewer, replay)) void this.#replay(viewer, replay);`,
+  find: 'void this.#replay(viewer, replay);',
+  put: `void this.#replay(viewer, replay);
+    this.#live.add(viewer);
+    viewer.follow(this.key);`,
 };
 
 /** What the bus loses is never looked for. */
@@ -131,8 +131,8 @@ export const noRepair: Plant = {
 /** A replay begins one event too late. */
 export const lateReplay: Plant = {
   module: 'core/feed',
-  find: 'cursor: start.position.seq,',
-  put: 'cursor: start.position.seq + 1,',
+  find: 'start.position.seq,',
+  put: 'start.position.seq + 1,',
 };
 
 /** What is announced in a room reaches the rooms of that name of all tenants. */
@@ -198,7 +198,6 @@ export const resyncTooFar: Plant = {
 /** Readers whose log became another one are not told. */
 export const noResync: Plant = {
   module: 'core/feed',
-  find: `this.#deps.outlet.publish(this.key, frame);
-    for (const [viewer, replay] of this.#replays) {`,
-  put: 'for (const [viewer, replay] of this.#replays) {',
+  find: 'const frame = this.#resyncFrame(reason); this.#deps.outlet.publish(this.key, frame);',
+  put: 'const frame = this.#resyncFrame(reason);',
 };
