@@ -219,7 +219,7 @@ export const environment = z.object({
     MiB,
     16 * 1024,
     64 * MiB,
-    'Live output kept for one reader while its replay runs, in bytes; past that it is closed as slow.',
+    'Pushes kept for one reader while its replay runs, in bytes. Past that output of runs comes in pages; a reader that lacks more broadcasts is closed as slow.',
   ),
 
   TUTTI_RUN_LEASE_MS: int(

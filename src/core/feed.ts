@@ -4,15 +4,16 @@ import { MAX_HISTORY_LIMIT, type Position } from '../protocol/primitives.js';
 import type { Clock } from './clock.js';
 import { type RoomKey, roomOf, tenantOf } from './keys.js';
 import type { EventLog, RoomHead } from './log.js';
+import { type ReaderRest, Replay } from './replay.js';
 import { Ring } from './ring.js';
 import { countLimit, type Logger, type Metrics } from './telemetry.js';
-import type { Outlet, Viewer } from './viewer.js';
+import { inTurn, type Outlet, readyFor, type Viewer } from './viewer.js';
 
 export interface FeedLimits {
   /** Recent events kept, and events kept that wait for an earlier one, in characters each. */
   ringBytes: number;
   gapRepairMs: number;
-  /** Non-event output kept for one reader while its replay runs, in characters. */
+  /** Pushes that are no events, kept for one reader while its replay runs, in characters. */
   replayBufferBytes: number;
 }
 
@@ -33,14 +34,6 @@ export interface Attached {
   resumed: boolean;
   resync?: { reason: ResyncReason };
   head: number;
-}
-
-/** What a reader has, while it is being brought up to the head. */
-interface Replay {
-  cursor: number;
-  /** Chunks, states and broadcasts that came meanwhile. */
-  held: Frame[];
-  heldBytes: number;
 }
 
 /** Characters sent to one reader before its buffer is asked again. */
@@ -142,32 +135,35 @@ export class Feed {
     this.#scheduleRepair(this.#deps.limits.gapRepairMs, cause);
   }
 
-  /** Sends what is no event to every reader; those in replay get it after their replay. */
+  /** Sends a broadcast to every reader; those in replay get it after their replay. */
   push(frame: Frame, except?: Viewer): void {
     this.#deps.outlet.publish(this.key, frame, except);
     for (const [viewer, replay] of this.#replays) {
-      if (viewer === except) continue;
-      replay.held.push(frame);
-      replay.heldBytes += frame.length;
-      if (replay.heldBytes <= this.#deps.limits.replayBufferBytes) continue;
-      this.detach(viewer);
-      this.#deps.metrics.add('slow_closes', {});
-      viewer.close('slow_consumer', 'You read more slowly than the room talks. Come back with your position.');
+      if (viewer === except || viewer.eventsOnly) continue;
+      if (!replay.holdBroadcast(frame)) this.#cut(viewer);
+    }
+  }
+
+  /** Sends what happened to a run to every reader; those in replay get it after their replay, or with their rest. */
+  pushRun(frame: Frame): void {
+    this.#deps.outlet.publish(this.key, frame);
+    for (const [viewer, replay] of this.#replays) {
+      if (!replay.holdRun(frame)) this.#cut(viewer);
     }
   }
 
   /**
-   * Attaches a reader. `attached` is called once, before anything is sent; then come the events after its position,
-   * replay and live without a seam. A reader that attaches again starts over from the new position.
+   * Attaches a reader. `attached` is called once, before anything is sent, and says what the reader lacks of runs; then
+   * come the events after its position and the runs' output, replay and live without a seam. A reader that attaches
+   * again starts over from the new position.
    */
-  attach(viewer: Viewer, from: JoinFrom, attached: (result: Attached) => void): void {
+  attach(viewer: Viewer, from: JoinFrom, attached: (result: Attached) => ReaderRest | undefined): void {
     this.detach(viewer);
     const start = this.#startOf(from);
     if (start.resync) this.#deps.metrics.add('resyncs', { reason: start.resync.reason });
-    const replay: Replay = { cursor: start.position.seq, held: [], heldBytes: 0 };
+    const replay = new Replay(start.position.seq, attached(start), this.#deps.limits.replayBufferBytes);
     this.#replays.set(viewer, replay);
-    attached(start);
-    if (!this.#advance(viewer, replay)) void this.#replay(viewer, replay);
+    if (viewer.full || !this.#advance(viewer, replay)) void this.#replay(viewer, replay);
   }
 
   detach(viewer: Viewer): boolean {
@@ -175,6 +171,7 @@ export class Feed {
       viewer.unfollow(this.key);
       return true;
     }
+    this.#replays.get(viewer)?.rest?.close();
     return this.#replays.delete(viewer);
   }
 
@@ -230,6 +227,12 @@ export class Feed {
     this.#deps.outlet.publish(this.key, frame);
   }
 
+  #cut(viewer: Viewer): void {
+    this.detach(viewer);
+    this.#deps.metrics.add('slow_closes', {});
+    viewer.close('slow_consumer', 'You read more slowly than the room talks. Come back with your position.');
+  }
+
   #startOf(from: JoinFrom): Attached {
     const latest = this.position;
     if (from === 'latest') return { position: latest, resumed: false, head: this.#head };
@@ -248,18 +251,30 @@ export class Feed {
     return undefined;
   }
 
-  /** Brings a reader on from the ring as far as it goes. @returns whether nothing is left to do. */
+  /** Brings a reader on by a page, from the ring and of its rest. @returns whether nothing is left to do. */
   #advance(viewer: Viewer, replay: Replay): boolean {
-    let bytes = 0;
-    while (replay.cursor < this.#head && bytes < REPLAY_PAGE_BYTES) {
-      const frames = this.#ring.after(replay.cursor, REPLAY_PAGE_BYTES);
-      if (!frames || frames.length === 0) return false;
+    const { rest } = replay;
+    let left = Math.min(REPLAY_PAGE_BYTES, viewer.room);
+    const send = (frames: readonly Frame[]) => {
       viewer.send(frames);
-      for (const frame of frames) bytes += frame.length;
+      for (const frame of frames) left -= frame.length;
+    };
+    while (replay.cursor < this.#head && left > 0) {
+      const frames = this.#ring.after(replay.cursor, left);
+      if (!frames || frames.length === 0) return false;
+      send(frames);
       replay.cursor += frames.length;
     }
     if (replay.cursor < this.#head) return false;
-    if (replay.held.length > 0) viewer.send(replay.held);
+    while (rest?.behind) {
+      if (left <= 0) return false;
+      const frames = rest.page(left);
+      if (frames.length === 0) break;
+      send(frames);
+    }
+    const held = replay.take();
+    if (held.length > 0) viewer.send(held);
+    rest?.close();
     this.#replays.delete(viewer);
     this.#live.add(viewer);
     viewer.follow(this.key);
@@ -269,17 +284,23 @@ export class Feed {
   async #replay(viewer: Viewer, replay: Replay): Promise<void> {
     const current = () => this.#replays.get(viewer) === replay && !this.#closed;
     try {
-      while (current()) {
-        if (!(await viewer.drained())) return void (current() && this.detach(viewer));
-        if (!current() || this.#advance(viewer, replay)) return;
-        if (this.#ring.first > replay.cursor + 1) await this.#replayFromLog(viewer, replay, current);
-      }
+      while (current()) await inTurn(viewer, () => this.#step(viewer, replay, current));
     } catch (cause) {
       if (!current()) return;
       this.detach(viewer);
       this.#deps.logger.warn({ room: this.key, err: cause }, 'A replay could not read the log');
       viewer.close('overloaded', 'The log cannot be read at the moment. Come back with your position.');
     }
+  }
+
+  /** Brings a reader on by a page as soon as there is room for it. */
+  async #step(viewer: Viewer, replay: Replay, current: () => boolean): Promise<void> {
+    if (!current()) return;
+    const here = await readyFor(viewer);
+    if (!current()) return;
+    if (!here) return void this.detach(viewer);
+    if (this.#advance(viewer, replay)) return;
+    if (this.#ring.first > replay.cursor + 1) await this.#replayFromLog(viewer, replay, current);
   }
 
   async #replayFromLog(viewer: Viewer, replay: Replay, current: () => boolean): Promise<void> {
@@ -299,7 +320,7 @@ export class Feed {
       if (page.head.head <= replay.cursor) return;
       const from = replay.cursor - Math.max(after, page.head.floor);
       // The log may be ahead of this feed: what is past the head comes live.
-      const fresh = page.frames.slice(from, from + this.#head - replay.cursor);
+      const fresh = upTo(viewer.room, page.frames.slice(from, from + this.#head - replay.cursor));
       viewer.send(fresh);
       replay.cursor += fresh.length;
       if (fresh.length > 0) return;
@@ -411,9 +432,8 @@ export class Feed {
     this.#deps.outlet.publish(this.key, frame);
     for (const [viewer, replay] of this.#replays) {
       // At once and not after the replay, which goes on in the new log.
-      viewer.send([...replay.held, frame]);
-      replay.held = [];
-      replay.heldBytes = 0;
+      replay.fallBehind();
+      viewer.send([...replay.take(), frame]);
       replay.cursor = log.head;
     }
     if (reason !== 'position_too_old') this.#deps.restarted?.(this.key);
@@ -422,4 +442,14 @@ export class Feed {
   #resyncFrame(reason: ResyncReason): Frame {
     return encodePush('room.resync', { room: roomOf(this.key), reason, position: this.position });
   }
+}
+
+/** The first of the frames that are about `maxBytes` together, at least one. */
+function upTo(maxBytes: number, frames: Frame[]): Frame[] {
+  let bytes = 0;
+  const end = frames.findIndex((frame) => {
+    bytes += frame.length;
+    return bytes >= maxBytes;
+  });
+  return end < 0 ? frames : frames.slice(0, end + 1);
 }

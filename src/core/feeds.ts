@@ -5,8 +5,9 @@ import type { Announcement, Bus } from './bus.js';
 import { type Attached, Feed, type FeedDeps, type FeedLimits } from './feed.js';
 import { type RoomKey, roomOf, tenantOf } from './keys.js';
 import type { RoomHead } from './log.js';
+import type { ReaderRest } from './replay.js';
 import { countLimit } from './telemetry.js';
-import type { Viewer } from './viewer.js';
+import { readyFor, type Viewer } from './viewer.js';
 
 export interface FeedsLimits extends FeedLimits {
   ringBytesTotal: number;
@@ -16,10 +17,10 @@ export interface FeedsLimits extends FeedLimits {
   roomsOpen: { total: number; perTenant: number };
 }
 
-/** What runs and rooms send into a room of this gateway. */
+/** What runs send into a room of this gateway. */
 export interface RoomOutput {
-  /** To every reader of the room on this gateway; readers in replay get it after their replay. */
-  push(room: RoomKey, frame: Frame, except?: Viewer): void;
+  /** What happened to a run, to every reader of the room on this gateway; to those in replay with or after it. */
+  pushRun(room: RoomKey, frame: Frame): void;
   /** An event that is committed: to this gateway's own readers, then to the bus. */
   committed(room: RoomKey, event: EventRecord): void;
 }
@@ -108,16 +109,26 @@ export class Feeds implements RoomOutput {
     this.receive(key, epoch, Number(seq), message.frame);
   }
 
+  pushRun(key: RoomKey, frame: Frame): void {
+    this.#rooms.get(key)?.feed?.pushRun(frame);
+  }
+
+  /** Sends what is not kept to every reader; those in replay get it after their replay. */
   push(key: RoomKey, frame: Frame, except?: Viewer): void {
     this.#rooms.get(key)?.feed?.push(frame, except);
   }
 
   /**
-   * Attaches a reader from a position; see {@link Feed.attach}.
+   * Attaches a reader from a position, once it has taken what waits for it; see {@link Feed.attach}.
    * @throws TuttiError `log_unavailable` when the room cannot be opened, `overloaded` and `quota_exceeded` where too many
    * are open, `not_joined` for a reader that left meanwhile, `draining`. A reader that had joined before then goes on as it was.
    */
-  async join(key: RoomKey, viewer: Viewer, from: JoinFrom, attached: (result: Attached) => void): Promise<void> {
+  async join(
+    key: RoomKey,
+    viewer: Viewer,
+    from: JoinFrom,
+    attached: (result: Attached) => ReaderRest | undefined,
+  ): Promise<void> {
     const room = this.#open(key);
     const joined = this.#joined.get(viewer) ?? new Set();
     this.#joined.set(viewer, joined);
@@ -125,6 +136,8 @@ export class Feeds implements RoomOutput {
     room.joining += 1;
     try {
       const feed = await room.opening;
+      if (viewer.full && !(await readyFor(viewer)))
+        throw new TuttiError('not_joined', 'You left while you were joining.');
       const ahead = () => typeof from === 'object' && from.epoch === feed.epoch && from.seq > feed.head;
       if (ahead()) await this.#refresh(key, feed);
       if (ahead()) await this.#refresh(key, feed);

@@ -12,13 +12,14 @@ import { type RoomKey, roomKey, roomOf } from './keys.js';
 import type { EventLog, RoomSummary } from './log.js';
 import type { MemoryGuard } from './memory.js';
 import { actorOf, type Principal, requireRight, tenantOfPrincipal } from './principal.js';
+import type { ReaderRest } from './replay.js';
 import type { Metrics } from './telemetry.js';
 import type { Viewer } from './viewer.js';
 
 /** What rooms need of runs. */
 export interface RoomRuns {
-  /** Live runs with their output so far, in step with the chunks pushed next. */
-  snapshot(room: RoomKey): LiveRun[];
+  /** Live runs with at most about `maxBytes` of their output so far; `rest` brings what is missing. */
+  join(room: RoomKey, maxBytes: number): { runs: LiveRun[]; rest: ReaderRest };
   receive(room: RoomKey, message: Announcement): void;
   liveIn(room: RoomKey): Promise<Run[]>;
 }
@@ -36,6 +37,7 @@ export interface RoomsDeps {
 }
 
 const DEFAULT_HISTORY_LIMIT = 100;
+const NO_RUNS = { runs: [], rest: undefined };
 
 /** What principals do in rooms: join, publish, read, broadcast, erase. Every method authorises by itself. */
 export class Rooms {
@@ -66,11 +68,9 @@ export class Rooms {
     const started = this.#deps.clock.monotonic();
     await this.#deps.feeds.join(key, viewer, from, (attached) => {
       this.#deps.metrics.observe('join', (this.#deps.clock.monotonic() - started) / 1000, {});
-      reply({
-        ...attached,
-        runs: this.#deps.runs.snapshot(key),
-        capabilities: rightsOn(principal.capabilities, room),
-      });
+      const { runs, rest } = viewer.eventsOnly ? NO_RUNS : this.#deps.runs.join(key, viewer.room / 2);
+      reply({ ...attached, runs, capabilities: rightsOn(principal.capabilities, room) });
+      return rest;
     });
   }
 

@@ -2,7 +2,7 @@ import { Fold } from '../protocol/fold.js';
 import { encodePush } from '../protocol/frames.js';
 import type { Part } from '../protocol/parts.js';
 import type { ResetReason } from '../protocol/pushes.js';
-import { isTerminal, type LiveRun, type Run, type RunState } from '../protocol/runs.js';
+import { isTerminal, type Run, type RunState } from '../protocol/runs.js';
 import type { Clock } from './clock.js';
 import type { RoomOutput } from './feeds.js';
 import { type RoomKey, roomOf, tenantOf } from './keys.js';
@@ -44,6 +44,10 @@ export class RunView {
   next = 0;
   /** How often readers had to forget the output; moves with every `run.reset`. */
   resets = 0;
+  /** Why the last of them was. */
+  resetReason: ResetReason = 'worker_lost';
+  /** The run as it ended, once the whole output and the end were told. */
+  ended: Run | undefined;
   /** Unfolded parts from number `next - tail.length` on; kept only while somebody watches. */
   tail: Part[] = [];
   /** Called after every change, while the view lasts and once when it is over. */
@@ -53,9 +57,8 @@ export class RunView {
   readonly #log: Logger;
   readonly #clock: Clock;
   readonly #out: RoomOutput;
-  readonly #ended: () => void;
+  readonly #onEnd: () => void;
   #run: Run;
-  /** What readers were told last; a fresh attempt has told them nothing. */
   #told = -1;
   #fold = new Fold();
   #ahead: Chunk[] = [];
@@ -68,12 +71,12 @@ export class RunView {
   #closed = false;
   #endReads = 0;
 
-  /** `ended` is called once, when readers have the whole output and the final state. */
+  /** `onEnd` is called once, right before readers are told of the end. */
   constructor(
     room: RoomKey,
     run: Run,
     deps: { store: RunStore; log: Logger; rooms: RoomOutput; clock: Clock },
-    ended: () => void,
+    onEnd: () => void,
   ) {
     this.id = run.id;
     this.#room = room;
@@ -82,7 +85,12 @@ export class RunView {
     this.#log = deps.log;
     this.#clock = deps.clock;
     this.#out = deps.rooms;
-    this.#ended = ended;
+    this.#onEnd = onEnd;
+  }
+
+  /** The run as readers were told of it, before its end. */
+  get run(): Run {
+    return this.#run;
   }
 
   get attempt(): number {
@@ -96,12 +104,17 @@ export class RunView {
 
   /** Whether this ended before the run did: what readers got may not be what the store has. */
   get lost(): boolean {
-    return this.#closed && !this.#final;
+    return this.#closed && !this.ended;
   }
 
-  /** What a reader gets that joins now; continues with the next push. */
-  snapshot(): LiveRun {
-    return { ...this.#run, output: this.#fold.parts(), next: this.next };
+  /** How far the states got that readers were told; a fresh attempt has told them nothing: -1. */
+  get told(): number {
+    return this.#told;
+  }
+
+  /** The output so far, folded, {@link next} parts of it; see {@link Fold.shared}. */
+  get output(): readonly Part[] {
+    return this.#fold.shared();
   }
 
   /** Tells readers of a run they do not know yet. */
@@ -177,18 +190,19 @@ export class RunView {
     if (rank[state] <= this.#told) return;
     this.#told = rank[state];
     this.#run = { ...this.#run, state };
-    this.#out.push(this.#room, stateFrame(this.#run));
+    this.#out.pushRun(this.#room, stateFrame(this.#run));
     this.#changed();
   }
 
   #forget(reason: ResetReason): void {
     this.next = 0;
     this.resets++;
+    this.resetReason = reason;
     this.tail = [];
     this.#told = -1;
     this.#fold = new Fold();
     this.#dropAhead();
-    this.#out.push(this.#room, resetFrame(roomOf(this.#room), this.id, this.attempt, reason));
+    this.#out.pushRun(this.#room, resetFrame(roomOf(this.#room), this.id, this.attempt, reason));
     this.#changed();
   }
 
@@ -200,7 +214,7 @@ export class RunView {
     if (this.watchers.size > 0) this.#keepTail(rest);
     const first = this.next;
     this.next += rest.length;
-    if (!this.#silent) this.#out.push(this.#room, chunk && n === first ? chunk.frame : this.#frame(first, rest));
+    if (!this.#silent) this.#out.pushRun(this.#room, chunk && n === first ? chunk.frame : this.#frame(first, rest));
     this.#changed();
   }
 
@@ -303,10 +317,10 @@ export class RunView {
       else if (this.#cancelHeal === undefined) this.#settleLater();
       return;
     }
-    this.#run = final;
-    this.#out.push(this.#room, stateFrame(final));
+    this.ended = final;
     this.close();
-    this.#ended();
+    this.#onEnd();
+    this.#out.pushRun(this.#room, stateFrame(final));
   }
 
   /** At once the first time; slower while the store has not got it. */

@@ -4,6 +4,7 @@ import type { Announcement } from './bus.js';
 import type { Clock } from './clock.js';
 import type { RoomOutput } from './feeds.js';
 import { type RoomKey, roomKey, tenantOf } from './keys.js';
+import { type RestSizes, RunRest } from './run-rest.js';
 import type { RunStore, StoredRun } from './run-store.js';
 import { RunView } from './run-view.js';
 import { type Chunk, chunkOf, newsOf, toRun } from './run-wire.js';
@@ -48,17 +49,28 @@ interface OpenRoom {
   readonly views: Map<string, RunView>;
   /** Runs being read from the store, and what is to be done with them then. */
   readonly loading: Map<string, Backlog<Act>>;
+  /** Of readers that are not live yet. */
+  readonly rests: Set<RunRest>;
   /** Ids of ended runs and when they ended, by the local clock. */
   readonly ended: Map<string, number>;
+}
+
+interface RunViewsDeps {
+  store: RunStore;
+  log: Logger;
+  rooms: RoomOutput;
+  metrics: Metrics;
+  clock: Clock;
+  rest: RestSizes;
 }
 
 /** The live runs of the rooms that are open on this gateway. */
 export class RunViews {
   readonly #rooms = new Map<RoomKey, OpenRoom>();
   readonly #store: RunStore;
-  readonly #deps: { store: RunStore; log: Logger; rooms: RoomOutput; metrics: Metrics; clock: Clock };
+  readonly #deps: RunViewsDeps;
 
-  constructor(deps: { store: RunStore; log: Logger; rooms: RoomOutput; metrics: Metrics; clock: Clock }) {
+  constructor(deps: RunViewsDeps) {
     this.#deps = deps;
     this.#store = deps.store;
   }
@@ -78,6 +90,7 @@ export class RunViews {
         backlog: new Backlog(),
         views: new Map(),
         loading: new Map(),
+        rests: new Set(),
         ended: new Map(),
       };
       this.#rooms.set(key, room);
@@ -109,9 +122,19 @@ export class RunViews {
     room.ended.clear();
   }
 
-  /** Live runs with their output so far. What is pushed from now on continues it. */
-  snapshot(key: RoomKey): LiveRun[] {
-    return [...(this.#rooms.get(key)?.views.values() ?? [])].map((view) => view.snapshot());
+  /**
+   * The live runs of an open room for who begins to read it now: with at most about `maxBytes` of output, and `rest`,
+   * which brings what is missing. It is to be closed once the reader gets every push, or none any more.
+   */
+  join(key: RoomKey, maxBytes: number): { runs: LiveRun[]; rest: RunRest } {
+    const room = this.#rooms.get(key);
+    const rest: RunRest = new RunRest(
+      () => room?.views.values() ?? [],
+      this.#deps.rest,
+      () => room?.rests.delete(rest),
+    );
+    room?.rests.add(rest);
+    return { runs: rest.begin(maxBytes), rest };
   }
 
   /** The view of a live run in an open room. */
@@ -264,6 +287,7 @@ export class RunViews {
     const view: RunView = new RunView(room.key, toRun(stored), this.#deps, () => {
       room.ended.set(view.id, this.#deps.clock.monotonic());
       if (room.views.get(view.id) === view) room.views.delete(view.id);
+      for (const rest of room.rests) rest.ended(view);
     });
     return view;
   }

@@ -12,6 +12,7 @@ import { type RoomKey, roomKey, roomOf, systemKey } from './keys.js';
 import { actorOf, type Principal, requireRight, tenantOfPrincipal } from './principal.js';
 import { uuidv7 } from './run-id.js';
 import { RunQueue } from './run-queue.js';
+import { type RestSizes, type RunRest, restSizes } from './run-rest.js';
 import type { RunChange, RunStore, StoredRun } from './run-store.js';
 import { RunViews } from './run-views.js';
 import { type RunWatcher, watchRun } from './run-watch.js';
@@ -50,6 +51,8 @@ export interface RunsDeps {
   clock: Clock;
   /** Makes the id of a run; ids made later sort later. */
   newId?: () => string;
+  /** What a join brings at once. */
+  rest?: RestSizes;
 }
 
 /** Runs one sweep deals with before the next is asked for. */
@@ -74,7 +77,7 @@ export class Runs {
     const { store, bus, rooms, metrics, log, limits, clock } = deps;
     this.#deps = deps;
     this.#newId = deps.newId ?? (() => uuidv7());
-    this.#views = new RunViews({ store, log, rooms, metrics, clock });
+    this.#views = new RunViews({ store, log, rooms, metrics, clock, rest: deps.rest ?? restSizes });
     this.#writers = new RunWriters({
       store,
       bus,
@@ -231,9 +234,12 @@ export class Runs {
     this.#views.restartRoom(room);
   }
 
-  /** Live runs of an open room with their folded output (RUN4); the next pushes continue exactly there. */
-  snapshot(room: RoomKey): LiveRun[] {
-    return this.#views.snapshot(room);
+  /**
+   * Live runs of an open room with their folded output so far (RUN4), at most about `maxBytes` of it, and what brings
+   * the reader the rest of it; see {@link RunViews.join}.
+   */
+  join(room: RoomKey, maxBytes: number): { runs: LiveRun[]; rest: RunRest } {
+    return this.#views.join(room, maxBytes);
   }
 
   /** An announcement of another gateway, of a room or of a channel that runs subscribed to. */

@@ -91,6 +91,7 @@ export class RoomStreams implements Outlet {
 
 class StreamViewer implements Viewer {
   readonly id = randomUUID();
+  readonly eventsOnly = true;
   readonly #exchange: Exchange;
   readonly #registry: Map<RoomKey, Set<StreamViewer>>;
   readonly #deps: RoomStreamsDeps;
@@ -115,6 +116,14 @@ class StreamViewer implements Viewer {
 
   write(events: string): void {
     this.#stream?.write(events);
+  }
+
+  get full(): boolean {
+    return this.#stream?.full ?? false;
+  }
+
+  get room(): number {
+    return this.#deps.maxWaitingBytes / 4;
   }
 
   send(frames: readonly Frame[]): void {

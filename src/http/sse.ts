@@ -60,6 +60,11 @@ export class EventStream {
     }
   }
 
+  /** Whether something waits. */
+  get full(): boolean {
+    return this.#full;
+  }
+
   /** Resolves `true` once nothing waits, `false` when the reader is gone. */
   drained(): Promise<boolean> {
     if (this.#exchange.finished) return Promise.resolve(false);

@@ -17,6 +17,18 @@ const deltaKinds: Record<string, DeltaKind> = {
   'tool-input-delta': { key: 'toolCallId', text: 'inputTextDelta' },
 };
 
+/** The text of a delta that may be folded with others, and so be cut as well; of any other part `undefined`. */
+export function deltaText(part: Part): string | undefined {
+  const kind = deltaKinds[part.type];
+  return kind && Object.keys(part).length <= 3 ? String((part as Record<string, unknown>)[kind.text]) : undefined;
+}
+
+/** The same delta with another text. */
+export function withText(part: Part, text: string): Part {
+  const kind = deltaKinds[part.type];
+  return kind ? ({ ...part, [kind.text]: text } as Part) : part;
+}
+
 /**
  * Folds a run's output into few parts: adjacent deltas of one part become one delta. Nothing else changes,
  * so the folded output reads exactly as the unfolded one.
@@ -39,8 +51,16 @@ export class Fold {
 
   /** The output so far. The array is new at every call; its parts must not be changed. */
   parts(): Part[] {
+    return [...this.shared()];
+  }
+
+  /**
+   * The output so far, to be read at once: it changes with what is added. What is added only appends to it, or to the
+   * text of its last part.
+   */
+  shared(): readonly Part[] {
     this.#flush();
-    return [...this.#parts];
+    return this.#parts;
   }
 
   #extend(next: Part, kind: DeltaKind): boolean {

@@ -40,7 +40,10 @@ export const run = z.object({
 });
 export type Run = z.infer<typeof run>;
 
-/** A live run as `room.join` returns it: `output` is folded, `next` is the number of the next part. */
+/**
+ * A live run as `room.join` returns it: `output` is folded, `next` is the number of the next part that is pushed. Of a run
+ * that has said much, `output` is the beginning.
+ */
 export const liveRun = run.extend({ output: z.array(part), next: z.int().min(0) });
 export interface LiveRun extends Run {
   output: Part[];

@@ -77,7 +77,7 @@ export class Link {
 
   constructor(
     ws: uWS.WebSocket<LinkData>,
-    private readonly lowWaterBytes: number,
+    readonly lowWaterBytes: number,
   ) {
     this.#ws = ws;
   }
@@ -117,10 +117,15 @@ export class Link {
     return true;
   }
 
+  /** Whether more bytes wait than a page should be added to. */
+  get full(): boolean {
+    return this.#ws !== undefined && this.#ws.getBufferedAmount() > this.lowWaterBytes;
+  }
+
   /** Resolves `true` once few enough bytes wait, `false` when the socket is gone. */
   drained(): Promise<boolean> {
     if (!this.#ws) return Promise.resolve(false);
-    if (this.#ws.getBufferedAmount() <= this.lowWaterBytes) return Promise.resolve(true);
+    if (!this.full) return Promise.resolve(true);
     return new Promise((resolve) => {
       this.#drained ??= [];
       this.#drained.push(resolve);

@@ -11,6 +11,7 @@ export const topicOf = (room: RoomKey): string => `room/${room}`;
  * `ws.send`, and uWebSockets.js writes what was published before it to a socket's topics first, so one order holds.
  */
 export class SocketViewer implements Viewer {
+  readonly eventsOnly = false;
   #link: Link | undefined;
   #closing = false;
 
@@ -19,6 +20,14 @@ export class SocketViewer implements Viewer {
     link: Link,
   ) {
     this.#link = link;
+  }
+
+  get full(): boolean {
+    return this.#link?.full ?? false;
+  }
+
+  get room(): number {
+    return this.#link?.lowWaterBytes ?? 0;
   }
 
   send(frames: readonly Frame[]): void {

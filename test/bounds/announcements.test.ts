@@ -3,6 +3,7 @@ import { systemClock } from '../../src/core/clock.js';
 import { Feed } from '../../src/core/feed.js';
 import { roomKey } from '../../src/core/keys.js';
 import type { EventLog } from '../../src/core/log.js';
+import { restSizes } from '../../src/core/run-rest.js';
 import type { RunStore, StoredRun } from '../../src/core/run-store.js';
 import { RunViews } from '../../src/core/run-views.js';
 import { chunkFrame } from '../../src/core/run-wire.js';
@@ -81,13 +82,13 @@ test('[LIM1] output announced while a room opens is kept up to a limit, and the 
   const metrics = recordMetrics();
   const got: string[] = [];
   const rooms = {
-    push(_: unknown, frame: Parameters<typeof payloadOf>[0]) {
+    pushRun(_: unknown, frame: Parameters<typeof payloadOf>[0]) {
       if (!frame.startsWith('42["run.chunk"')) return;
       for (const part of JSON.parse(payloadOf(frame, 'run.chunk')).parts) got.push(part.delta);
     },
     committed: () => undefined,
   };
-  const views = new RunViews({ store, log: recordLog(), rooms, metrics, clock: systemClock });
+  const views = new RunViews({ store, log: recordLog(), rooms, metrics, clock: systemClock, rest: restSizes });
   const ready = views.openRoom(key);
   parts.forEach((part, n) => {
     const frame = chunkFrame('r', 'run', 1, n, [JSON.stringify(part)]);

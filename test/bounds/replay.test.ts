@@ -69,6 +69,30 @@ test.skipIf(process.platform !== 'linux')(
   90_000,
 );
 
+test('[SLOW1] [LIM6] a reader that does not read joins many rooms at once: all their replays together cost a buffer', async () => {
+  const { sql } = on;
+  const rooms = Array.from({ length: 30 }, (_, n) => `many-${n}`);
+  await sql`insert into tutti.rooms (tenant_id, name, epoch, head) select 'demo', name, 'e1', 500 from unnest(${rooms}::text[]) name`;
+  await sql`insert into tutti.events (room_id, seq, tenant_id, mid, type, data, by, at)
+    select r.id, n, 'demo', 'm' || n, 'a', to_json(repeat('x', 1200)), '{"kind":"server","id":"s"}', 0
+    from tutti.rooms r, generate_series(1, 500) n where r.name = any(${rooms})`;
+  const slow = await on.client(devToken());
+  tcp(slow).pause();
+  const joined = Promise.all(rooms.map((room) => slow.ask('room.join', { room, from: 'start' }, 60_000)));
+  await eventually('the replays stand', async () => {
+    const [queries, later] = [await replays(), await new Promise((wait) => setTimeout(wait, 300)).then(replays)];
+    return queries > 0 && queries === later;
+  });
+  tcp(slow).resume();
+  expect((await joined).every(({ ok }) => ok)).toBe(true);
+  await slow.until(() => slow.of('event').length === 500 * rooms.length, 'every event', 30_000);
+  for (const room of rooms) {
+    const seqs = slow.of('event').flatMap((event) => (event.room === room ? [event.seq] : []));
+    expect(seqs).toEqual(Array.from({ length: 500 }, (_, i) => i + 1));
+  }
+  expect(slow.disconnects).toEqual([]);
+});
+
 const lastSeq = (client: TestClient): number => (client.pushes.at(-1)?.data as { seq?: number } | undefined)?.seq ?? 0;
 const replays = (): Promise<number> => on.metric('tutti_log_queries_total{purpose="replay"}');
 

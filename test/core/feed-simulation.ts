@@ -62,7 +62,7 @@ export class Reader {
       joined(live: readonly LiveRun[]): void;
       resynced(): void;
       event(json: string): void;
-      frame(frame: Frame): void;
+      frame(frame: Frame, live: boolean): void;
     },
   ) {}
 
@@ -73,7 +73,7 @@ export class Reader {
       const frame = this.viewer.frames[this.read] as Frame;
       if (frame.startsWith('42["room.resync"')) this.#resync(JSON.parse(payloadOf(frame, 'room.resync')).position);
       if (!frame.startsWith('42["event"')) {
-        this.sink?.frame(frame);
+        this.sink?.frame(frame, this.viewer.live.has(this.read));
         continue;
       }
       const json = payloadOf(frame, 'event');

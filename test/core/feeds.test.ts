@@ -251,6 +251,29 @@ describe('feeds', () => {
     expect(viewer.closed).toBe('slow_consumer');
   });
 
+  test('news of runs that are more than may be held come with the rest, and too much of ended runs cuts the reader off', async () => {
+    const { clock, node, publish } = feedWorld(8, {
+      bus: { drop: 0, repeat: 0, maxDelayMs: 1 },
+      gateways: 1,
+      feedLimits: { ...limits, replayBufferBytes: 2000, ringBytes: 500 },
+    });
+    for (let i = 0; i < 30; i += 1) void publish(0, `m${i}`);
+    await clock.run(100);
+    const viewer = new SimViewer('v', node(0).outlet, () => clock.sleep(10_000).then(() => true));
+    let closed = 0;
+    const rest = { behind: false, keptBytes: 0, page: () => [], close: () => void closed++ };
+    void node(0).feeds.join(key, viewer, 'start', () => rest);
+    await clock.run(100);
+    const frame = encodePush('run.reset', { room: 'r', run: 'x'.repeat(100), attempt: 2, reason: 'worker_lost' });
+    for (let i = 0; i < 10; i += 1) node(0).feeds.pushRun(key, frame);
+    expect(rest.behind).toBe(false);
+    for (let i = 0; i < 10; i += 1) node(0).feeds.pushRun(key, frame);
+    expect([rest.behind, viewer.closed, closed]).toEqual([true, undefined, 0]);
+    rest.keptBytes = 9 * 1024 * 1024;
+    node(0).feeds.pushRun(key, frame);
+    expect([viewer.closed, closed, viewer.frames.includes(frame)]).toEqual(['slow_consumer', 1, false]);
+  });
+
   test('what is no event and comes during a replay follows it, once', async () => {
     const { clock, node, publish } = feedWorld(9, {
       bus: { drop: 0, repeat: 0, maxDelayMs: 1 },

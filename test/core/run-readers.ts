@@ -10,6 +10,16 @@ interface Seen {
   attempt: number;
   next: number;
   state: RunState;
+  parts: Part[];
+}
+
+/** More parts than any worker says. */
+const ALL = 100;
+
+/** Output as a text that grows with it, however its deltas are cut. */
+function textOf(parts: readonly Part[]): string {
+  const texts = foldParts(parts).map((part) => (part.type === 'text-delta' ? part.delta : JSON.stringify(part)));
+  return texts.join('\n');
 }
 
 /** Which fences an attempt was computed under: one, but where a claim was given back unheard. */
@@ -38,6 +48,16 @@ export class Fences {
     if (fences.some((fence) => JSON.stringify(foldParts(partsOf(fence, 0, length))) === said)) return;
     throw new Error(`run ${run} attempt ${attempt}: ${said} is no fold of ${length} parts`);
   }
+
+  /** The same of output that need not have all that was said, with its deltas cut anywhere. */
+  checkBeginning(run: string, attempt: number, output: readonly Part[]): void {
+    const fences = [...(this.#of.get(`${run} ${attempt}`) ?? [])];
+    const said = textOf(output);
+    const torn = output.find((part) => part.type === 'text-delta' && /\p{Surrogate}/u.test(part.delta));
+    if (torn) throw new Error(`run ${run} attempt ${attempt}: ${JSON.stringify(torn)} is half a character`);
+    if (said === '' || fences.some((fence) => textOf(partsOf(fence, 0, ALL)).startsWith(said))) return;
+    throw new Error(`run ${run} attempt ${attempt}: ${said} is no beginning of what was said`);
+  }
 }
 
 /** Holds that what one reader of a room is told of runs never contradicts itself or their workers. */
@@ -49,15 +69,20 @@ export class RunWitness {
   /** After a resync nothing is known until the reader has joined again. */
   lost = true;
 
-  constructor(readonly fences: Fences) {}
+  constructor(
+    readonly fences: Fences,
+    /** Whether a join may bring less than all there is, and the rest in pages. */
+    readonly paged = false,
+  ) {}
 
   joined(live: readonly LiveRun[]): void {
     this.lost = false;
     this.runs.clear();
     for (const { id, attempt, next, output, state } of live) {
-      this.fences.checkFolded(id, attempt, next, output);
+      if (this.paged) this.fences.checkBeginning(id, attempt, output);
+      else this.fences.checkFolded(id, attempt, next, output);
       if (isTerminal(state)) throw new Error(`run ${id} is ${state} and counts as live`);
-      this.runs.set(id, { attempt, next, state });
+      this.runs.set(id, { attempt, next, state, parts: [...output] });
     }
   }
 
@@ -82,27 +107,32 @@ export class RunWitness {
     this.fences.checkFolded(run.id, run.attempt, run.length ?? 0, message?.parts ?? []);
   }
 
-  frame(frame: Frame): void {
+  /** `live`: it went to all readers alike. */
+  frame(frame: Frame, live: boolean): void {
     if (this.lost) return;
-    if (frame.startsWith('42["run.chunk"')) this.#chunk(JSON.parse(payloadOf(frame, 'run.chunk')));
+    if (frame.startsWith('42["run.chunk"')) this.#chunk(JSON.parse(payloadOf(frame, 'run.chunk')), live);
     else if (frame.startsWith('42["run.state"')) this.#state(JSON.parse(payloadOf(frame, 'run.state')));
     else if (frame.startsWith('42["run.reset"')) this.#reset(JSON.parse(payloadOf(frame, 'run.reset')));
   }
 
-  #chunk({ run: id, attempt, n, parts }: Pushes['run.chunk']): void {
+  #chunk({ run: id, attempt, n, parts }: Pushes['run.chunk'], live: boolean): void {
     const run = this.runs.get(id);
     if (!run || run.attempt !== attempt) throw new Error(`run ${id}: chunk of attempt ${attempt} without a reset`);
     if (isTerminal(run.state)) throw new Error(`run ${id}: a chunk after the end`);
     if (n !== run.next) throw new Error(`run ${id}: chunk ${n} where ${run.next} is due`);
-    this.fences.check(id, attempt, n, parts);
+    if (live && this.paged) this.fences.checkFolded(id, attempt, n, foldParts(run.parts));
+    if (live || !this.paged) this.fences.check(id, attempt, n, parts);
+    run.parts.push(...parts);
     run.next += parts.length;
+    if (this.paged) this.fences.checkBeginning(id, attempt, run.parts);
   }
 
   #state({ run: id, state, attempt, length }: Pushes['run.state']): void {
-    const run = this.runs.get(id) ?? { attempt, next: 0, state };
+    const run = this.runs.get(id) ?? { attempt, next: 0, state, parts: [] };
     if (run.attempt !== attempt) throw new Error(`run ${id}: state of attempt ${attempt} without a reset`);
     if (this.runs.has(id) && isTerminal(run.state)) throw new Error(`run ${id}: ${state} after ${run.state}`);
     if (isTerminal(state) && length !== run.next) throw new Error(`run ${id}: ${state} at ${run.next} of ${length}`);
+    if (isTerminal(state)) this.fences.checkFolded(id, attempt, run.next, foldParts(run.parts));
     this.runs.set(id, { ...run, state });
   }
 
@@ -110,7 +140,7 @@ export class RunWitness {
     const run = this.runs.get(id);
     if (run && isTerminal(run.state)) throw new Error(`run ${id}: a reset after the end`);
     if (run && attempt < run.attempt) throw new Error(`run ${id}: a reset to attempt ${attempt}`);
-    this.runs.set(id, { attempt, next: 0, state: 'queued' });
+    this.runs.set(id, { attempt, next: 0, state: 'queued', parts: [] });
   }
 }
 

@@ -15,6 +15,13 @@ import { partsOf, SimWorker } from './sim-worker.js';
 import { SimGateway, SimViewer, type SimWorld, user } from './simulation.js';
 import { VirtualClock } from './virtual-clock.js';
 
+/** What a join brings at once: everything, a few words, or everything but of what is told during a replay. */
+const joins = [
+  undefined,
+  { replyBytes: 120, textChars: 12, replayBufferBytes: 2000 },
+  undefined,
+  { replyBytes: 10_000, textChars: 12, replayBufferBytes: 300 },
+];
 const feedLimits: FeedsLimits = { ...quickLimits, headCheckMs: 500 };
 const limits: RunLimits = {
   leaseMs: 2000,
@@ -39,7 +46,10 @@ const LOST_MS = 5000;
 type Gateway = SimGateway & { runs: Runs };
 
 /** A world whose gateways have runs. */
-export function runWorld(seed: number, { bus, line }: Pick<SimWorld, 'bus' | 'line'>) {
+export function runWorld(
+  seed: number,
+  { bus, line, join }: Pick<SimWorld, 'bus' | 'line'> & { join?: (typeof joins)[number] },
+) {
   const next = random(seed);
   const clock = new VirtualClock();
   const rooms = new SimRooms(() => clock.now());
@@ -56,8 +66,17 @@ export function runWorld(seed: number, { bus, line }: Pick<SimWorld, 'bus' | 'li
       }),
   });
   const newId = () => `run-${String(ids++).padStart(4, '0')}`;
-  const runs = { limits, newId, store };
-  const world: SimWorld = { clock, random: next, rooms, buses: [], feedLimits, bus, line, runs };
+  const runs = { limits, newId, store, ...(join ? { rest: join } : {}) };
+  const world: SimWorld = {
+    clock,
+    random: next,
+    rooms,
+    buses: [],
+    feedLimits: { ...feedLimits, ...join },
+    bus,
+    line,
+    runs,
+  };
   return { world, table, fences, gateway: () => made(world, () => 1) };
 }
 
@@ -116,7 +135,9 @@ interface Stream {
 export async function simulateRuns(seed: number, killAt?: number): Promise<number> {
   const plan = killAt === undefined ? planOf(seed) : { ...calm, steps: 12 };
   const bus = { drop: plan.drop, repeat: 0.1, maxDelayMs: 80 };
-  const { world, table, fences } = runWorld(seed, { bus, line: { maxDelayMs: 20, lose: plan.lose } });
+  const join = joins[seed % joins.length];
+  const paged = join !== undefined;
+  const { world, table, fences } = runWorld(seed, { bus, line: { maxDelayMs: 20, lose: plan.lose }, join });
   const { random: next, clock, rooms } = world;
   const gateways = Array.from({ length: killAt === undefined ? 3 : 2 }, () => made(world, next));
   const born = new Map<Gateway, number>();
@@ -141,6 +162,7 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
       gateway.outlet,
       pace(gateway, () => !viewer.closed),
     );
+    if (paged) viewer.room = 200 + Math.floor(next() * 1000);
     if (entry) {
       const { viewer: old } = entry.reader;
       const { gateway: before } = entry;
@@ -150,7 +172,7 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
       entry.reader.join(gateway, 'start', next() * 5);
       return;
     }
-    const witness = new RunWitness(fences);
+    const witness = new RunWitness(fences, paged);
     const reader = new Reader(rooms, viewer, witness);
     readers.push({ reader, witness, gateway, since: clock.now() });
     reader.join(gateway, 'start', next() * 5);
@@ -243,7 +265,10 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
     }
   };
   const look = () => {
-    for (const { reader } of readers) reader.take();
+    for (const { reader } of readers) {
+      reader.take();
+      if (reader.viewer.closed === 'slow_consumer') throw new Error('a slow reader is cut off');
+    }
     for (const { witness } of streams) if (witness.problem) throw witness.problem;
     const now = clock.now();
     const fit = gateways.some(

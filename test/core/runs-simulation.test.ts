@@ -54,7 +54,7 @@ describe('runs', () => {
     await clock.run(200);
     await refused;
     b.line.away = false;
-    expect(b.runs.snapshot(key)).toHaveLength(1);
+    expect(b.runs.join(key, 0).runs).toHaveLength(1);
     a.request(0, () => a.runs.push(worker, { run, fence, n: 0, parts: partsOf(fence, 0, 5) }));
     await clock.run(50);
     expect([streamed.problem, streamed.from?.n]).toEqual([undefined, 5]);

@@ -10,6 +10,7 @@ import type { VirtualClock } from './virtual-clock.js';
 export function partOf(fence: number, n: number): Part {
   if (n % 7 === 6) return { type: 'text-end', id: `${fence}.${n}` };
   if (n % 11 === 10) return { type: 'data-note', data: `${fence}.${n}` };
+  if (n % 9 === 5) return { type: 'text-delta', id: 't', delta: n % 2 === 0 ? '' : `${fence}😀😀` };
   return { type: 'text-delta', id: 't', delta: `${fence}.${n} ` };
 }
 

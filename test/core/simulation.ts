@@ -2,6 +2,7 @@ import { Feeds, type FeedsLimits } from '../../src/core/feeds.js';
 import { type RoomKey, roomOf } from '../../src/core/keys.js';
 import type { Principal } from '../../src/core/principal.js';
 import { Rooms } from '../../src/core/rooms.js';
+import type { RestSizes } from '../../src/core/run-rest.js';
 import type { RunStore } from '../../src/core/run-store.js';
 import { type RunLimits, Runs } from '../../src/core/runs.js';
 import type { Logger, Metrics } from '../../src/core/telemetry.js';
@@ -19,13 +20,22 @@ export class SimOutlet implements Outlet {
   readonly followers = new Map<RoomKey, Set<SimViewer>>();
 
   publish(room: RoomKey, frame: Frame, except?: Viewer): void {
-    for (const viewer of this.followers.get(room) ?? []) if (viewer !== except) viewer.send([frame]);
+    for (const viewer of this.followers.get(room) ?? []) {
+      if (viewer === except) continue;
+      viewer.live.add(viewer.frames.length);
+      viewer.send([frame]);
+    }
   }
 }
 
 /** A connection of a reader that keeps what it gets; it can be slow. */
 export class SimViewer implements Viewer {
+  readonly eventsOnly = false;
+  /** What a page may be, in bytes. */
+  room = 512 * 1024;
   readonly frames: Frame[] = [];
+  /** How many of the frames went to all who followed, and not to this reader alone: by their index. */
+  readonly live = new Set<number>();
   closed: string | undefined;
 
   constructor(
@@ -33,6 +43,10 @@ export class SimViewer implements Viewer {
     readonly outlet: SimOutlet,
     readonly drain: () => Promise<boolean> = async () => true,
   ) {}
+
+  get full(): boolean {
+    return false;
+  }
 
   send(frames: readonly Frame[]): void {
     if (!this.closed) this.frames.push(...frames);
@@ -65,7 +79,7 @@ export interface SimWorld {
   line: Omit<LineFaults, 'random'>;
   feedLimits: FeedsLimits;
   /** Where gateways have runs. */
-  runs?: { store: (line: Line) => RunStore; limits: RunLimits; newId: () => string };
+  runs?: { store: (line: Line) => RunStore; limits: RunLimits; newId: () => string; rest?: RestSizes };
 }
 
 /** A gateway without sockets: the real cores over a simulated database and bus. It can be killed and frozen. */
@@ -99,13 +113,14 @@ export class SimGateway {
           clock,
           newId: world.runs.newId,
           limits: world.runs.limits,
+          ...(world.runs.rest ? { rest: world.runs.rest } : {}),
         })
       : undefined;
     this.runs = runs;
     this.rooms = new Rooms({
       log,
       feeds,
-      runs: runs ?? { snapshot: () => [], receive: () => {}, liveIn: async () => [] },
+      runs: runs ?? noRuns,
       bus,
       metrics,
       clock,
@@ -157,6 +172,9 @@ export class SimGateway {
     });
   }
 }
+
+const noRest = { behind: false, keptBytes: 0, page: () => [], close: () => {} };
+const noRuns = { join: () => ({ runs: [], rest: noRest }), receive: () => {}, liveIn: async () => [] };
 
 /** A user who may do everything in the rooms of tenant `t`. */
 export const user = (id: string): Principal => ({

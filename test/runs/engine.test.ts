@@ -10,7 +10,6 @@ import {
   input,
   operatorWorker,
   random,
-  room,
   sleep,
   stage,
   textOf,
@@ -210,7 +209,7 @@ test('[RUN4] a late joiner gets the output folded, then what follows', async () 
   await sleep(150);
   const late = await new Gateway(on.store, exchange.bus()).join();
   for (const gateway of [a, b, late]) {
-    const found = gateway.runs.snapshot(room).find(({ id }) => id === run);
+    const found = gateway.live().find(({ id }) => id === run);
     expect(found?.next).toBe(501);
     expect(JSON.stringify(found?.output).length).toBeLessThanOrEqual(1.1 * folded(parts).length);
   }
@@ -286,7 +285,7 @@ test('[ISO1] [ERR1] who may do what', async () => {
     'payload_too_large',
   );
   expect(await a.runs.finish(worker, { run, fence })).toMatchObject({ length: 8 });
-  expect(a.runs.snapshot(roomKey('beta', 'lobby'))).toEqual([]);
+  expect(a.live(roomKey('beta', 'lobby'))).toEqual([]);
   end();
 });
 

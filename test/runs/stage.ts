@@ -198,7 +198,7 @@ export class Gateway {
     given: Partial<RunLimits> = {},
   ) {
     const rooms: RoomOutput = {
-      push: (_, frame) => {
+      pushRun: (_, frame) => {
         if (!this.#joined) return;
         try {
           this.reader.take(frame);
@@ -226,8 +226,15 @@ export class Gateway {
     await this.bus.subscribe(room);
     await this.runs.openRoom(room);
     this.#joined = true;
-    this.reader.begin(this.runs.snapshot(room));
+    this.reader.begin(this.live());
     return this;
+  }
+
+  /** What a reader is told that joins the lobby now, or another room. */
+  live(key: RoomKey = room): LiveRun[] {
+    const { runs, rest } = this.runs.join(key, Number.POSITIVE_INFINITY);
+    rest.close();
+    return runs;
   }
 
   /** As if the process was killed: nothing more leaves it. */

@@ -1,4 +1,5 @@
 import { createConnection, createServer, type Socket } from 'node:net';
+import { Transform } from 'node:stream';
 
 export interface Forwarder {
   readonly url: string;
@@ -6,8 +7,23 @@ export interface Forwarder {
   close(): Promise<void>;
 }
 
-/** One address of 127.0.0.1 in front of others. `choose` names the port of each new connection; without one it is cut. */
-export async function startForwarder(choose: () => number | undefined): Promise<Forwarder> {
+/** Lets through so many bytes a second, and takes no more than it lets through. */
+function throttle(bytesPerSecond: number): Transform {
+  return new Transform({
+    transform(chunk: Buffer, _, done) {
+      setTimeout(() => done(null, chunk), (1000 * chunk.length) / bytesPerSecond);
+    },
+  });
+}
+
+/**
+ * One address of 127.0.0.1 in front of others. `choose` names the port of each new connection; without one it is cut.
+ * With `bytesPerSecond` each of its clients reads no faster than that.
+ */
+export async function startForwarder(
+  choose: () => number | undefined,
+  { bytesPerSecond }: { bytesPerSecond?: number } = {},
+): Promise<Forwarder> {
   const open = new Set<Socket>();
   const server = createServer((near) => {
     const port = choose();
@@ -24,7 +40,8 @@ export async function startForwarder(choose: () => number | undefined): Promise<
         open.delete(one);
         other.destroy();
       });
-      one.pipe(other);
+      if (one === far && bytesPerSecond) one.pipe(throttle(bytesPerSecond)).pipe(other);
+      else one.pipe(other);
     }
   });
   await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
