@@ -159,7 +159,7 @@ export const environment = z.object({
   ),
   TUTTI_COMMANDS_PER_SECOND: int(100, 1, 1_000_000, 'Commands per second of one session; twice as many in a burst.'),
   TUTTI_TENANT_COMMANDS_PER_SECOND: int(
-    10_000,
+    2000,
     1,
     10_000_000,
     'Commands per second of one tenant on one gateway; twice as many in a burst.',

@@ -85,6 +85,9 @@ async function storm(): Promise<string> {
   return `${count} back after ${((performance.now() - started) / 1000).toFixed(1)} s, ${again} tries failed`;
 }
 
+const end = new Promise<void>((resolve) => process.once('SIGTERM', () => resolve()));
 const done = await { 'slow-reader': slowReader, flood, storm }[kind]();
 say(`done ${done}`);
+// Its sockets stay open until nobody measures any more.
+await end;
 process.exit(0);

@@ -65,7 +65,7 @@ export const histograms = {
 export const gauges = {
   sessions: { help: 'Authenticated sessions.', labels: [] },
   commands_waiting: { help: 'Commands that wait for a turn of the event loop.', labels: [] },
-  handshakes_waiting: { help: 'Sockets that wait for their turn to connect.', labels: [] },
+  connections_waiting: { help: 'Openings and closings of sockets that wait for a turn of the event loop.', labels: [] },
   rooms_open: { help: 'Rooms with a reader on this gateway.', labels: [] },
   room_joins: { help: 'Sessions joined to rooms, summed over rooms.', labels: [] },
   ring_bytes: { help: 'Bytes of recent events in memory.', labels: [] },

@@ -30,9 +30,6 @@ export interface DispatchDeps {
   limit(session: Session): void;
 }
 
-/** Commands of a tenant that are run as they come in one turn of the loop; those beyond it take turns with other tenants'. */
-const AT_ONCE = 128;
-
 /** An answer as it stands on the wire. Written as text so that stored JSON goes out without being parsed. */
 const ackFrame = (namespace: string, id: number, answer: string): string =>
   `43${namespace === '/' ? '' : `${namespace},`}${id}[${answer}]`;
@@ -100,7 +97,7 @@ export class Dispatch {
       this.#refuse(session, packet, thrown);
       return;
     }
-    turns.add(tenant ?? '*', () => void this.#run(session, packet).finally(end), AT_ONCE);
+    turns.add(tenant ?? '*', () => void this.#run(session, packet).finally(end));
   }
 
   async #run(session: Session, packet: EventPacket): Promise<void> {

@@ -4,10 +4,7 @@ import { countLimit, type Logger, type Metrics } from '../core/telemetry.js';
 import { asTuttiError, TuttiError } from '../errors.js';
 import type { Link, LinkData } from './link.js';
 import { Session, type Sessions } from './session.js';
-import type { Turns } from './turns.js';
-
-/** The group of handshakes among {@link Turns}; no tenant is called so. */
-export const HANDSHAKES = '!handshakes';
+import { ENTERING, type Turns } from './turns.js';
 
 /** What a handshake asks of authentication. */
 export interface Credentials {
@@ -75,6 +72,8 @@ async function admit(socket: Socket, namespace: '/' | '/worker', deps: Handshake
   link.namespaces.add(namespace);
   try {
     const principal = await verify(socket, namespace, deps.auth);
+    // Many are verified in one turn of the loop, off it.
+    await deps.turns.next(ENTERING);
     if (deps.draining()) throw new TuttiError('draining', 'This gateway is leaving; connect again.');
     if (!link.open) throw new TuttiError('bad_request', 'The connection is gone.');
     const release = deps.admission.admit(principal);
@@ -115,5 +114,5 @@ export function handshake(namespace: '/' | '/worker', deps: HandshakeDeps) {
       },
     );
   };
-  return (socket: Socket, next: (error?: Error) => void): void => deps.turns.add(HANDSHAKES, () => enter(socket, next));
+  return (socket: Socket, next: (error?: Error) => void): void => enter(socket, next);
 }

@@ -1,6 +1,9 @@
 import type uWS from 'uWebSockets.js';
+import type { Held } from '../core/limits.js';
 import type { Frame } from '../protocol/frames.js';
 import type { Pushes } from '../protocol/pushes.js';
+import type { Handshake } from './engine-entry.js';
+import type { StandingRefusal } from './refusals.js';
 
 /** What a session or a whole connection is told right before the server ends it. */
 export type Closing = Pushes['session.closing'];
@@ -11,84 +14,98 @@ export interface Connection {
   close(): void;
 }
 
-/** The user data of a WebSocket: Engine.IO's own, and ours. */
+/** What Engine.IO keeps with a WebSocket, and ours. */
 export interface LinkData {
   transport: unknown;
   link?: Link;
 }
 
-/** What the commands of a session that is over its rate are answered with, unparsed: a flood must cost little to refuse. */
-export interface StandingRefusal {
-  /** By `performance.now()`, ms: a wall clock may be put back. */
-  until: number;
-  /** The arguments of the ack, as they stand on the wire. */
-  answer: string;
-  /** One more was refused. */
-  count(): void;
+/** The user data of a WebSocket in uWebSockets.js. */
+export interface SocketData {
+  /** Until Engine.IO was told of it. */
+  handshake?: Handshake;
+  link?: Link;
 }
 
-const MESSAGE = 0x34;
-const EVENT = 0x32;
-const OPENING_BRACKET = 0x5b;
-/** Digits of an id of an ack, at most. */
-const ID_MAX = 16;
-
-/** The id of the ack of a command at `/`, `''` for a command without; `undefined` for any other message. */
-function ackIdOf(message: ArrayBuffer): string | undefined {
-  const bytes = new Uint8Array(message, 0, Math.min(message.byteLength, ID_MAX + 3));
-  if (bytes[0] !== MESSAGE || bytes[1] !== EVENT) return undefined;
-  let id = '';
-  for (let at = 2; at < bytes.length; at++) {
-    const byte = bytes[at] ?? 0;
-    if (byte === OPENING_BRACKET) return id;
-    if (byte < 0x30 || byte > 0x39) return undefined;
-    id += String.fromCharCode(byte);
-  }
-  return undefined;
-}
-
+/** What `send` of uWebSockets.js returns for a message that it dropped. */
+const DROPPED = 2;
 /** Messages of one connection before it is closed as hostile, as a multiple of what a session may send. */
 const FLOOD_WINDOW_MS = 1000;
 
+/** What Engine.IO uses of a WebSocket of uWebSockets.js. */
+export type EngineSocket = Pick<uWS.WebSocket<LinkData>, 'getUserData' | 'send' | 'end'>;
+
 /**
- * One WebSocket. uWebSockets.js throws on every call to a closed socket, so all access goes through here and
- * stops at {@link Link.closed}.
+ * One WebSocket. uWebSockets.js throws on every call to a closed socket, so all access goes through here, Engine.IO's too, and
+ * does nothing once the socket is gone.
  */
-export class Link {
+export class Link implements EngineSocket {
   /** Set once the client presented itself; until then only Engine.IO knows the connection. */
   connection: Connection | undefined;
   /** Messages a second before the connection is closed as hostile, where they are more than a client's. */
   pace = 0;
   /** Bytes of the last message that arrived: Socket.IO hands on what is in it before the next is read. */
   received = 0;
+  /** Stands while the session at `/` is over a rate. */
   refusal: StandingRefusal | undefined;
+  /** Ids of the acks of commands that were refused unread and not answered yet. */
+  readonly refused: string[] = [];
   /** Namespaces that are being or have been entered; one socket each. */
   readonly namespaces = new Set<string>();
+  /** Messages that wait for their turn, and their bytes. */
+  readonly held: Held = { count: 0, bytes: 0 };
   /** Bytes waiting when last looked at, or `Infinity` once a frame was dropped. */
   waiting = 0;
   /** Bytes published on this gateway, to whomever, when last looked at. */
   publishedThen = 0;
   /** Cut by uWebSockets.js because too much waited. */
   slow = false;
-  #ws: uWS.WebSocket<LinkData> | undefined;
+  #data: LinkData | undefined;
+  #ws: uWS.WebSocket<SocketData> | undefined;
   #drained: ((room: boolean) => void)[] | undefined;
   #windowStart = 0;
   #messages = 0;
 
   constructor(
-    ws: uWS.WebSocket<LinkData>,
+    ws: uWS.WebSocket<SocketData>,
     readonly lowWaterBytes: number,
   ) {
     this.#ws = ws;
+    ws.getUserData().link = this;
   }
 
   get open(): boolean {
     return this.#ws !== undefined;
   }
 
-  /** Writes a ready Engine.IO message, in order with everything Socket.IO writes: both end in the same `ws.send`. */
-  send(message: string): void {
-    if (this.#ws?.send(message) === 2) this.waiting = Number.POSITIVE_INFINITY;
+  /** Whether Engine.IO knows it. */
+  get inEngine(): boolean {
+    return this.#data !== undefined;
+  }
+
+  /** Engine.IO opened its side. */
+  entered(data: LinkData): void {
+    data.link = this;
+    this.#data = data;
+  }
+
+  /** @throws Error before Engine.IO knows the link */
+  getUserData(): LinkData {
+    if (!this.#data) throw new Error('a link without a transport');
+    return this.#data;
+  }
+
+  /** Writes a ready Engine.IO message, in order with everything Socket.IO writes: both end here. @returns as uWebSockets.js does. */
+  send(message: uWS.RecognizedString, isBinary = false, compress = false): number {
+    if (!this.#ws) return DROPPED;
+    const sent = this.#ws.send(message, isBinary, compress);
+    if (sent === DROPPED) this.waiting = Number.POSITIVE_INFINITY;
+    return sent;
+  }
+
+  /** Says goodbye and ends the socket. */
+  end(code?: number, reason?: uWS.RecognizedString): void {
+    this.#ws?.end(code, reason);
   }
 
   /** The same for many, in as few writes to the kernel as they fit in. */
@@ -158,19 +175,13 @@ export class Link {
     return this.#messages > Math.max(max, this.pace);
   }
 
-  /** Answers a command of a session that is over its rate. @returns `false` for what has to be looked at. */
-  refuses(message: ArrayBuffer, now: number): boolean {
+  /** Answers what was refused unread, in one write. */
+  answerRefused(): void {
+    const ids = this.refused.splice(0);
     const { refusal } = this;
-    if (!refusal) return false;
-    if (now >= refusal.until) {
-      this.refusal = undefined;
-      return false;
-    }
-    const id = ackIdOf(message);
-    if (id === undefined) return false;
-    if (id !== '') this.send(`43${id}${refusal.answer}`);
-    refusal.count();
-    return true;
+    if (!refusal || ids.length === 0) return;
+    this.sendAll(ids.filter((id) => id !== '').map((id) => `43${id}${refusal.answer}`));
+    refusal.answered(ids.length);
   }
 
   /** Ends the socket at once, without Engine.IO's consent; its close handler runs before this returns. */
@@ -191,6 +202,7 @@ export class Link {
  */
 export function endConnection(link: Link, connection: Connection, namespace: string, closing: Closing): void {
   const prefix = namespace === '/' ? '' : `${namespace},`;
+  link.answerRefused();
   link.send(`42${prefix}["session.closing",${JSON.stringify(closing)}]`);
   if (!closing.reconnect) link.send(`41${prefix}`);
   // Later, because the caller may be in the middle of a walk over readers, and closing runs every listener at once.

@@ -11,8 +11,10 @@ export interface CommandRates {
 }
 
 /** A session that is refused this many times its rate within a second is closed. */
-const FLOOD_FACTOR = 10;
+const FLOOD_FACTOR = 5;
 const FLOOD_WINDOW_MS = 1000;
+/** Least time a refusal tells to wait, in ms: until then a session is refused unread, so that a flood costs little. */
+const RETRY_MIN_MS = 100;
 /** An unused bucket of two seconds' worth is full after this. */
 const REFILL_MS = 2000;
 
@@ -41,25 +43,27 @@ export class CommandLimits {
     for (const [tenant, { usedAt }] of this.#tenants) if (now - usedAt > REFILL_MS) this.#tenants.delete(tenant);
   }
 
-  #refuse(session: Session, spent: Spent, scope: 'session' | 'tenant', retryAfterMs: number): never {
-    const message = `Too many commands of this ${scope}.`;
-    const refusal = new TuttiError('rate_limited', message, { retryAfterMs });
-    this.#count(session, spent, scope, message);
-    if (scope === 'session' && session.namespace === '/') {
+  #refuse(session: Session, spent: Spent, scope: 'session' | 'tenant', waitMs: number): never {
+    const retryAfterMs = Math.max(RETRY_MIN_MS, waitMs);
+    const refusal = new TuttiError('rate_limited', `Too many commands of this ${scope}.`, { retryAfterMs });
+    this.metrics.add('rate_limited', { scope });
+    this.#count(session, spent, refusal.message);
+    if (session.namespace === '/' && session.state === 'active') {
+      session.link.answerRefused();
       session.link.refusal = {
         until: performance.now() + retryAfterMs,
         answer: `[{"ok":false,"error":${JSON.stringify(refusal.toWire())}}]`,
-        count: () => {
-          this.#count(session, spent, scope, message);
-          this.metrics.add('commands', { command: 'unknown', code: 'rate_limited' });
+        more: () => this.#count(session, spent, refusal.message),
+        answered: (count) => {
+          this.metrics.add('rate_limited', { scope }, count);
+          this.metrics.add('commands', { command: 'unknown', code: 'rate_limited' }, count);
         },
       };
     }
     throw refusal;
   }
 
-  #count(session: Session, spent: Spent, scope: 'session' | 'tenant', message: string): void {
-    this.metrics.add('rate_limited', { scope });
+  #count(session: Session, spent: Spent, message: string): void {
     const now = performance.now();
     if (now - spent.refusedSince >= FLOOD_WINDOW_MS) {
       spent.refusedSince = now;

@@ -11,11 +11,11 @@ import { Backlog } from './backlog.js';
 import { ControlPlane, type ControlRedis } from './control.js';
 import { Dispatch, type DispatchDeps } from './dispatch.js';
 import { type HandlerDeps, roomCommands } from './handlers.js';
-import { type Admission, type Credentials, HANDSHAKES, handshake } from './handshake.js';
+import { type Admission, type Credentials, handshake } from './handshake.js';
 import type { Link } from './link.js';
 import { CommandLimits, type CommandRates } from './rate.js';
 import { type Session, Sessions, type SessionTimes } from './session.js';
-import { Turns } from './turns.js';
+import { CLOSING, ENTERING, OPENING, Turns } from './turns.js';
 import { guardApp, type UpgradeOptions } from './upgrade.js';
 import { SocketViewer, topicOf } from './viewer.js';
 import { runCommands, type WorkerRuns, WorkerSeat } from './worker.js';
@@ -91,29 +91,26 @@ export class SocketServer implements Outlet {
       },
     });
     const maxMessagesPerSecond = messagesOf(options.rates);
-    const { guarded, links } = guardApp(
-      deps.app,
-      { ...options, maxMessagesPerSecond },
-      {
-        draining: () => this.#state !== 'open',
-        refused: (code) => {
-          metrics.add('connection_refusals', { code });
-          if (code === 'overloaded') countLimit(metrics, 'connections');
-        },
-        cut: (link) => {
-          const slow = this.#backlog.cut(link);
-          if (slow) metrics.add('slow_closes', {});
-          return slow;
-        },
-        flooded: () => {
-          metrics.add('rate_limited', { scope: 'connection' });
-          log.warn({}, 'connection closed: too many messages');
-        },
+    const { guarded, links } = guardApp(deps.app, { ...options, maxMessagesPerSecond }, this.#turns, {
+      draining: () => this.#state !== 'open',
+      refused: (code) => {
+        metrics.add('connection_refusals', { code });
+        if (code === 'overloaded') countLimit(metrics, 'connections');
       },
-    );
+      cut: (link) => {
+        const slow = this.#backlog.cut(link);
+        if (slow) metrics.add('slow_closes', {});
+        return slow;
+      },
+      flooded: () => {
+        metrics.add('rate_limited', { scope: 'connection' });
+        log.warn({}, 'connection closed: too many messages');
+      },
+    });
     this.#links = links;
-    metrics.gauge('handshakes_waiting', () => this.#turns.waiting(HANDSHAKES));
-    metrics.gauge('commands_waiting', () => this.#turns.size - this.#turns.waiting(HANDSHAKES));
+    const connections = () => [OPENING, ENTERING, CLOSING].reduce((sum, group) => sum + this.#turns.waiting(group), 0);
+    metrics.gauge('connections_waiting', connections);
+    metrics.gauge('commands_waiting', () => this.#turns.size - connections());
     this.#backlog = new Backlog(links, options.maxBackpressureBytes);
     this.#io.attachApp(guarded);
     this.#serveRooms();
@@ -156,6 +153,8 @@ export class SocketServer implements Outlet {
     if (this.#state === 'open') this.#state = 'draining';
     await this.#sessions.dismiss(withinMs);
     for (const link of [...this.#links]) link.terminate();
+    // Closings are worked off in order.
+    await this.#turns.next(CLOSING);
   }
 
   async close(): Promise<void> {

@@ -79,7 +79,10 @@ export class Session {
     this.state = 'closed';
     this.answered?.();
     this.link.namespaces.delete(this.namespace);
-    if (this.namespace === '/') this.link.refusal = undefined;
+    if (this.namespace === '/') {
+      this.link.answerRefused();
+      this.link.refusal = undefined;
+    }
     this.release();
     return true;
   }

@@ -1,18 +1,36 @@
 import { Fifo } from '../core/fifo.js';
 
-/** How long what waited may keep the loop in one turn, in ms; one piece of work is done in any case. */
-const TURN_MS = 2;
+/**
+ * Groups of connections that come, are let in, and go; no tenant is called so. One each, so that of thousands those that were
+ * begun are finished before others begin.
+ */
+export const OPENING = '!opening';
+export const ENTERING = '!entering';
+export const CLOSING = '!closing';
+
+/** How long work may keep one turn of the loop, in ms, as it comes and again of what waited; one piece is done in any case. */
+const TURN_MS = 1;
+/** Pieces of what waited in one turn, at most. */
+const PIECES = 64;
 
 /**
- * Turns of the event loop, dealt out to groups: the commands of one tenant are one, handshakes are another. What a group wants
- * beyond its share of a turn waits, in order; of those that wait, each gets one piece of work done after another. So a group that
- * comes with thousands at once waits for itself, and nobody else does for long.
+ * Turns of the event loop, dealt out to groups: the commands of one tenant are one, connections that come, enter and
+ * go are others.
+ * Work is done as it comes for as long as a turn has time; then it waits, in the order of its group, and groups that wait get one
+ * piece of work done after another. So a group that comes with thousands at once waits for itself, and nobody else does for long.
  */
 export class Turns {
   readonly #queues = new Map<string, Fifo<() => void>>();
-  /** Work done at once in this turn, by group. */
-  readonly #used = new Map<string, number>();
-  #scheduled = false;
+  #waiting = 0;
+  /** Turns that began to work off what waited. */
+  #turn = 0;
+  /** When the time of this turn is over: for what comes, once something came, and for what waited. */
+  #comesUntil: number | undefined;
+  #waitedUntil = 0;
+  /** Pieces that will be done in this turn or the next. */
+  #scheduled = 0;
+
+  constructor(private readonly now: () => number = () => performance.now()) {}
 
   /** Pieces of work that wait. */
   waiting(group: string): number {
@@ -21,45 +39,62 @@ export class Turns {
 
   /** All of them. */
   get size(): number {
-    let size = 0;
-    for (const queue of this.#queues.values()) size += queue.size;
-    return size;
+    return this.#waiting;
   }
 
-  /** Does the work now, where the group had less than `atOnce` in this turn, else in a later one. It must not throw. */
-  add(group: string, work: () => void, atOnce = 0): void {
-    if (!this.#scheduled) {
-      this.#scheduled = true;
-      setImmediate(() => this.#turn());
-    }
+  /** Does the work now, where nothing of its group waits and this turn has time left, else in a later one. It must not throw. */
+  add(group: string, work: () => void): void {
+    if (this.#scheduled === 0) this.#schedule();
     const queue = this.#queues.get(group);
-    if (queue) {
-      queue.push(work);
+    if (!queue && this.#hasTime()) {
+      work();
       return;
     }
-    const used = this.#used.get(group) ?? 0;
-    if (used >= atOnce) {
-      this.#queues.set(group, new Fifo(work));
-      return;
-    }
-    this.#used.set(group, used + 1);
-    work();
+    if (queue) queue.push(work);
+    else this.#queues.set(group, new Fifo(work));
+    this.#waiting += 1;
+    if (this.#scheduled < PIECES) this.#schedule();
   }
 
-  #turn(): void {
-    this.#used.clear();
-    const until = performance.now() + TURN_MS;
-    do {
-      const next = this.#queues.entries().next().value;
-      if (!next) break;
-      const [group, queue] = next;
-      const work = queue.shift();
-      // To the end of the line, where there is more; while it works, so that what it adds stays behind.
-      this.#queues.delete(group);
-      if (queue.size > 0) this.#queues.set(group, queue);
-      work?.();
-    } while (performance.now() < until);
-    this.#scheduled = this.#queues.size > 0;
-    if (this.#scheduled) setImmediate(() => this.#turn());
+  /** Resolves when it is the group's turn; what follows is the work. */
+  next(group: string): Promise<void> {
+    return new Promise((resolve) => this.add(group, resolve));
+  }
+
+  #hasTime(): boolean {
+    if (this.#comesUntil !== undefined) return this.now() < this.#comesUntil;
+    this.#comesUntil = this.now() + TURN_MS;
+    return true;
+  }
+
+  /** One immediate for each piece: node runs what a piece left to promises before the next one, so that its time counts too. */
+  #schedule(): void {
+    this.#scheduled += 1;
+    const turn = this.#turn;
+    setImmediate(() => this.#run(turn));
+  }
+
+  #run(scheduledIn: number): void {
+    this.#scheduled -= 1;
+    const first = scheduledIn === this.#turn;
+    if (first) {
+      this.#turn += 1;
+      this.#comesUntil = undefined;
+      this.#waitedUntil = this.now() + TURN_MS;
+    }
+    if (first || this.now() < this.#waitedUntil) this.#piece();
+    if (this.#waiting > this.#scheduled && this.#scheduled < PIECES) this.#schedule();
+  }
+
+  #piece(): void {
+    const next = this.#queues.entries().next().value;
+    if (!next) return;
+    const [group, queue] = next;
+    const work = queue.shift();
+    // To the end of the line, where there is more; while it works, so that what it adds stays behind.
+    this.#queues.delete(group);
+    if (queue.size > 0) this.#queues.set(group, queue);
+    this.#waiting -= 1;
+    work?.();
   }
 }

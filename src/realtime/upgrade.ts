@@ -1,6 +1,9 @@
 import type uWS from 'uWebSockets.js';
 import { errors } from '../errors.js';
-import { Link, type LinkData } from './link.js';
+import { enterEngine, forEngine, handshakeOf } from './engine-entry.js';
+import { Link, type LinkData, type SocketData } from './link.js';
+import { Refusals } from './refusals.js';
+import { CLOSING, ENTERING, OPENING, type Turns } from './turns.js';
 
 export interface UpgradeOptions {
   /** Origins whose pages may open sockets; `*` is all. The gateway's own origin and no Origin at all always may. */
@@ -27,17 +30,25 @@ export function originAllowed(origin: string, host: string, allowed: readonly st
   return URL.canParse(origin) && new URL(origin).host === host.toLowerCase();
 }
 
+/** Bytes of messages that wait for a connection that has no session yet; one message is let in whatever its size. */
+const HELD_BYTES = 32_768;
+
+const HEADERS = ['sec-websocket-key', 'sec-websocket-protocol', 'sec-websocket-extensions'];
+
+/** Engine.IO passes on why a client closed, and nobody reads it. */
+const NO_REASON = new ArrayBuffer(0);
+
 /** When a client may try again that finds the gateway full, in ms. */
 const FULL_RETRY_MS = 1000;
 
-const refusals = {
+const statuses = {
   bad_request: '400 Bad Request',
   forbidden: '403 Forbidden',
   overloaded: '503 Service Unavailable',
   draining: '503 Service Unavailable',
 } as const;
 
-function refuse(res: uWS.HttpResponse, code: keyof typeof refusals, message: string): void {
+function refuse(res: uWS.HttpResponse, code: keyof typeof statuses, message: string): void {
   const full = code === 'overloaded';
   const refusal = {
     code,
@@ -46,7 +57,7 @@ function refuse(res: uWS.HttpResponse, code: keyof typeof refusals, message: str
     ...(full ? { retryAfterMs: FULL_RETRY_MS } : {}),
   };
   res.cork(() => {
-    res.writeStatus(refusals[code]).writeHeader('Content-Type', 'application/json');
+    res.writeStatus(statuses[code]).writeHeader('Content-Type', 'application/json');
     if (full) res.writeHeader('Retry-After', String(FULL_RETRY_MS / 1000));
     res.end(JSON.stringify(refusal));
   });
@@ -57,10 +68,11 @@ function refuse(res: uWS.HttpResponse, code: keyof typeof refusals, message: str
  * dressed up as an upgrade, and a `sid` (an upgrade of an existing connection, which would swap its socket
  * under us) never reach Engine.IO, whose code for them can end the process on uWebSockets.js.
  */
-export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, hooks: UpgradeHooks) {
+export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, turns: Turns, hooks: UpgradeHooks) {
   const links = new Set<Link>();
+  const refusals = new Refusals();
 
-  const problem = (req: uWS.HttpRequest): [keyof typeof refusals, string] | undefined => {
+  const problem = (req: uWS.HttpRequest): [keyof typeof statuses, string] | undefined => {
     const query = new URLSearchParams(req.getQuery());
     if (query.get('transport') !== 'websocket' || query.get('EIO') !== '4' || query.has('sid')) {
       return ['bad_request', 'Only the transport websocket of Engine.IO 4 is served.'];
@@ -73,14 +85,28 @@ export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, hooks: 
     return undefined;
   };
 
+  /** @returns `false` for more than somebody has to say who was not let in yet. */
+  const hold = (link: Link, message: ArrayBuffer, take: (message: ArrayBuffer) => void): boolean => {
+    const { held } = link;
+    if (held.count > 0 && held.bytes + message.byteLength > HELD_BYTES) return false;
+    held.count += 1;
+    held.bytes += message.byteLength;
+    const copy = message.slice(0);
+    turns.add(ENTERING, () => {
+      held.count -= 1;
+      held.bytes -= copy.byteLength;
+      take(copy);
+    });
+    return true;
+  };
+
   const guarded = {
     any(path: string) {
       app.any(path, (res) => refuse(res, 'bad_request', 'Only the transport websocket is served.'));
       return guarded;
     },
     ws(path: string, behavior: uWS.WebSocketBehavior<LinkData>) {
-      app.ws<LinkData>(path, {
-        ...behavior,
+      app.ws<SocketData>(path, {
         maxPayloadLength: options.maxPayloadBytes,
         maxBackpressure: options.maxBackpressureBytes,
         closeOnBackpressureLimit: 1,
@@ -91,36 +117,49 @@ export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, hooks: 
             refuse(res, ...refusal);
             return;
           }
-          behavior.upgrade?.(res, req, context);
+          const handshake = handshakeOf(req, res);
+          const [key, protocol, extensions] = HEADERS.map((name) => req.getHeader(name));
+          res.upgrade<SocketData>({ handshake }, key ?? '', protocol ?? '', extensions ?? '', context);
         },
         open(ws) {
+          const { handshake } = ws.getUserData();
           const link = new Link(ws, options.maxBackpressureBytes / 4);
           links.add(link);
-          ws.getUserData().link = link;
-          behavior.open?.(ws);
+          turns.add(OPENING, () => {
+            if (link.open && handshake) enterEngine(behavior, link, handshake);
+          });
         },
         message(ws, message, isBinary) {
           const { link } = ws.getUserData();
+          if (!link) return;
           const now = performance.now();
-          if (link?.floods(options.maxMessagesPerSecond, now)) {
+          if (link.floods(options.maxMessagesPerSecond, now)) {
             hooks.flooded();
             link.terminate();
             return;
           }
-          if (link?.refuses(message, now)) return;
-          if (link) link.received = message.byteLength;
-          behavior.message?.(ws, message, isBinary);
+          if (refusals.take(link, message, now)) return;
+          const take = (bytes: ArrayBuffer) => {
+            // Nobody speaks before it was greeted.
+            if (!link.inEngine) return link.terminate();
+            link.received = bytes.byteLength;
+            behavior.message?.(forEngine(link), bytes, isBinary);
+          };
+          // Who has no session yet takes turns with those who come and go; who has one, in the group of its tenant, once it is parsed.
+          if (link.connection && link.held.count === 0) take(message);
+          else if (!hold(link, message, take)) link.terminate();
         },
         drain: (ws) => ws.getUserData().link?.onDrain(),
-        close(ws, code, message) {
+        close(ws, code) {
           const { link } = ws.getUserData();
-          if (link) {
-            links.delete(link);
-            link.onClosed();
-            // 1006: nobody said goodbye.
-            link.slow = code === 1006 && hooks.cut(link);
-          }
-          behavior.close?.(ws, code, message);
+          if (!link) return;
+          links.delete(link);
+          link.onClosed();
+          // 1006: nobody said goodbye.
+          link.slow = code === 1006 && hooks.cut(link);
+          turns.add(CLOSING, () => {
+            if (link.inEngine) behavior.close?.(forEngine(link), code, NO_REASON);
+          });
         },
       });
       return guarded;

@@ -1,0 +1,69 @@
+import type { Link } from './link.js';
+
+/** What the commands of a session that is over a rate are answered with, unread: a flood must cost little to refuse. */
+export interface StandingRefusal {
+  /** By `performance.now()`, ms: a wall clock may be put back. */
+  until: number;
+  /** The arguments of the ack, as they stand on the wire. */
+  answer: string;
+  /** One more was refused. */
+  more(): void;
+  /** So many were answered. */
+  answered(count: number): void;
+}
+
+/** How long answers wait for others of the same connection, to be written with them, in ms. */
+const WRITE_MS = 20;
+
+const MESSAGE = 0x34;
+const EVENT = 0x32;
+const OPENING_BRACKET = 0x5b;
+/** Digits of an id of an ack, at most. */
+const ID_MAX = 16;
+
+/** The id of the ack of a command at `/`, `''` for a command without; `undefined` for any other message. */
+function ackIdOf(message: ArrayBuffer): string | undefined {
+  const bytes = new Uint8Array(message, 0, Math.min(message.byteLength, ID_MAX + 3));
+  if (bytes[0] !== MESSAGE || bytes[1] !== EVENT) return undefined;
+  let id = '';
+  for (let at = 2; at < bytes.length; at++) {
+    const byte = bytes[at] ?? 0;
+    if (byte === OPENING_BRACKET) return id;
+    if (byte < 0x30 || byte > 0x39) return undefined;
+    id += String.fromCharCode(byte);
+  }
+  return undefined;
+}
+
+/** Refuses commands of connections over their rate. Their answers leave a little later, all of a connection in one write. */
+export class Refusals {
+  readonly #links = new Set<Link>();
+  #timer: NodeJS.Timeout | undefined;
+
+  /** @returns `false` for a message that has to be looked at. */
+  take(link: Link, message: ArrayBuffer, now: number): boolean {
+    const { refusal } = link;
+    if (!refusal) return false;
+    const id = now < refusal.until ? ackIdOf(message) : undefined;
+    if (id === undefined) {
+      if (now >= refusal.until) this.#end(link);
+      return false;
+    }
+    link.refused.push(id);
+    this.#links.add(link);
+    this.#timer ??= setTimeout(() => this.#write(), WRITE_MS);
+    refusal.more();
+    return true;
+  }
+
+  #write(): void {
+    this.#timer = undefined;
+    for (const link of this.#links) link.answerRefused();
+    this.#links.clear();
+  }
+
+  #end(link: Link): void {
+    link.answerRefused();
+    link.refusal = undefined;
+  }
+}
