@@ -1,15 +1,7 @@
 import type uWS from 'uWebSockets.js';
-import type { EngineSocket, Link, LinkData } from './link.js';
+import type { EngineSocket, Handshake, Link, LinkData } from './link.js';
 
 type Behavior = Pick<uWS.WebSocketBehavior<LinkData>, 'upgrade' | 'open'>;
-
-/** What Engine.IO reads of a handshake, kept for later: uWebSockets.js has none of it any more once its handler returned. */
-export interface Handshake {
-  url: string;
-  query: string;
-  origin: string;
-  address: ArrayBuffer;
-}
 
 /** Takes from a request what {@link enterEngine} needs. */
 export const handshakeOf = (req: uWS.HttpRequest, res: uWS.HttpResponse): Handshake => ({

@@ -2,8 +2,6 @@ import type uWS from 'uWebSockets.js';
 import type { Held } from '../core/limits.js';
 import type { Frame } from '../protocol/frames.js';
 import type { Pushes } from '../protocol/pushes.js';
-import type { Handshake } from './engine-entry.js';
-import type { StandingRefusal } from './refusals.js';
 
 /** What a session or a whole connection is told right before the server ends it. */
 export type Closing = Pushes['session.closing'];
@@ -12,6 +10,26 @@ export type Closing = Pushes['session.closing'];
 export interface Connection {
   readonly readyState: string;
   close(): void;
+}
+
+/** What Engine.IO reads of a handshake, kept for later: uWebSockets.js has none of it any more once its handler returned. */
+export interface Handshake {
+  url: string;
+  query: string;
+  origin: string;
+  address: ArrayBuffer;
+}
+
+/** What the commands of a session that is over a rate are answered with, unread: a flood must cost little to refuse. */
+export interface StandingRefusal {
+  /** By `performance.now()`, ms: a wall clock may be put back. */
+  until: number;
+  /** The arguments of the ack, as they stand on the wire. */
+  answer: string;
+  /** One more was refused. */
+  more(): void;
+  /** So many were answered. */
+  answered(count: number): void;
 }
 
 /** What Engine.IO keeps with a WebSocket, and ours. */

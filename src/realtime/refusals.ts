@@ -1,17 +1,5 @@
 import type { Link } from './link.js';
 
-/** What the commands of a session that is over a rate are answered with, unread: a flood must cost little to refuse. */
-export interface StandingRefusal {
-  /** By `performance.now()`, ms: a wall clock may be put back. */
-  until: number;
-  /** The arguments of the ack, as they stand on the wire. */
-  answer: string;
-  /** One more was refused. */
-  more(): void;
-  /** So many were answered. */
-  answered(count: number): void;
-}
-
 /** How long answers wait for others of the same connection, to be written with them, in ms. */
 const WRITE_MS = 20;
 
