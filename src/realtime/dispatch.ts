@@ -2,6 +2,7 @@ import type { Socket } from 'socket.io';
 import type { InFlight } from '../core/limits.js';
 import { countLimit, type Logger, type Metrics } from '../core/telemetry.js';
 import { asTuttiError, TuttiError } from '../errors.js';
+import type { Gate } from './link.js';
 import type { Session } from './session.js';
 import type { Turns } from './turns.js';
 
@@ -36,8 +37,13 @@ const ackFrame = (namespace: string, id: number, answer: string): string =>
 
 const withOk = (json: ReplyJson): string => (json === '{}' ? '{"ok":true}' : `{"ok":true,${json.slice(1)}`);
 
+const groupOf = (session: Session): string => session.principal.tenant ?? '*';
+
 /** A reply that holds no stored JSON. */
 export const replyJson = (value: object): ReplyJson => JSON.stringify(value);
+
+/** Whether the session's commands are answered at all; nobody hears those of one that is closing. */
+const accepts = ({ state }: Session): boolean => state === 'active' || state === 'leaving';
 
 /** What waited for its turn when the gateway was told to leave, or came later. */
 const leaving = () => new TuttiError('draining', 'This gateway is leaving; send it again to another.');
@@ -77,27 +83,66 @@ export class Dispatch {
     });
   }
 
-  /** Lets a command in, or refuses it at once. */
+  /** For commands that are to be let in before they are read. */
+  gateOf(session: Session): Gate {
+    return { pass: (id, message, take) => this.#pass(session, id, message, take) };
+  }
+
+  /** Runs a command that was let in at the gate, or lets it in, or refuses it. */
   take(session: Session, packet: EventPacket): void {
-    if (session.state === 'leaving') this.#refuse(session, packet, leaving());
-    if (session.state !== 'active') return;
-    const { inFlight, limit, turns } = this.deps;
-    const { tenant } = session.principal;
-    const bytes = session.link.received;
-    let end = () => {};
-    try {
-      inFlight.begin(session.inFlight, tenant, bytes);
-      end = () => {
-        inFlight.end(session.inFlight, tenant, bytes);
-        if (session.inFlight.count === 0) session.answered?.();
-      };
-      limit(session);
-    } catch (thrown) {
-      end();
-      this.#refuse(session, packet, thrown);
+    const { link } = session;
+    const end = link.admitted;
+    link.admitted = undefined;
+    if (end) {
+      void this.#run(session, packet).finally(end);
       return;
     }
-    turns.add(tenant ?? '*', () => void this.#run(session, packet).finally(end));
+    if (!accepts(session)) return;
+    try {
+      const ended = this.#begin(session, link.received);
+      this.deps.turns.add(groupOf(session), () => void this.#run(session, packet).finally(ended));
+    } catch (thrown) {
+      this.#refuse(session, packet, thrown);
+    }
+  }
+
+  #pass(session: Session, id: string, message: ArrayBuffer, take: (message: ArrayBuffer) => void): void {
+    if (!accepts(session)) return;
+    const { turns } = this.deps;
+    try {
+      const end = this.#begin(session, message.byteLength);
+      const enter = (bytes: ArrayBuffer) => {
+        session.link.admit(end);
+        take(bytes);
+      };
+      const group = groupOf(session);
+      if (turns.free(group)) enter(message);
+      else {
+        const copy = message.slice(0);
+        turns.wait(group, () => enter(copy));
+      }
+    } catch (thrown) {
+      this.#refuse(session, id === '' ? {} : { id: Number(id) }, thrown);
+    }
+  }
+
+  /** @returns what counts the command out. @throws TuttiError `overloaded`, `rate_limited`, `draining`; nothing was counted then */
+  #begin(session: Session, bytes: number): () => void {
+    if (session.state === 'leaving') throw leaving();
+    const { inFlight, limit } = this.deps;
+    const { tenant } = session.principal;
+    inFlight.begin(session.inFlight, tenant, bytes);
+    const end = () => {
+      inFlight.end(session.inFlight, tenant, bytes);
+      if (session.inFlight.count === 0) session.answered?.();
+    };
+    try {
+      limit(session);
+      return end;
+    } catch (thrown) {
+      end();
+      throw thrown;
+    }
   }
 
   async #run(session: Session, packet: EventPacket): Promise<void> {

@@ -32,6 +32,12 @@ export interface StandingRefusal {
   answered(count: number): void;
 }
 
+/** Stands before the session at `/`: its commands are let in, or refused, before they are read. */
+export interface Gate {
+  /** Hands the command to `take` in its turn, or refuses it. `message` is valid during the call only. */
+  pass(id: string, message: ArrayBuffer, take: (message: ArrayBuffer) => void): void;
+}
+
 /** What Engine.IO keeps with a WebSocket, and ours. */
 export interface LinkData {
   transport: unknown;
@@ -64,6 +70,9 @@ export class Link implements EngineSocket {
   pace = 0;
   /** Bytes of the last message that arrived: Socket.IO hands on what is in it before the next is read. */
   received = 0;
+  gate: Gate | undefined;
+  /** Counts out the command that was let in last, until its handler does. */
+  admitted: (() => void) | undefined;
   /** Stands while the session at `/` is over a rate. */
   refusal: StandingRefusal | undefined;
   /** Ids of the acks of commands that were refused unread and not answered yet. */
@@ -175,6 +184,7 @@ export class Link implements EngineSocket {
 
   onClosed(): void {
     this.#ws = undefined;
+    this.admit(undefined);
     this.#settle(false);
   }
 
@@ -191,6 +201,12 @@ export class Link implements EngineSocket {
     }
     this.#messages += 1;
     return this.#messages > Math.max(max, this.pace);
+  }
+
+  /** The next command that is read was let in; `end` counts it out. What the one before left is counted out here. */
+  admit(end: (() => void) | undefined): void {
+    this.admitted?.();
+    this.admitted = end;
   }
 
   /** Answers what was refused unread, in one write. */

@@ -7,10 +7,10 @@ const MESSAGE = 0x34;
 const EVENT = 0x32;
 const OPENING_BRACKET = 0x5b;
 /** Digits of an id of an ack, at most. */
-const ID_MAX = 16;
+const ID_MAX = 15;
 
 /** The id of the ack of a command at `/`, `''` for a command without; `undefined` for any other message. */
-function ackIdOf(message: ArrayBuffer): string | undefined {
+export function commandId(message: ArrayBuffer): string | undefined {
   const bytes = new Uint8Array(message, 0, Math.min(message.byteLength, ID_MAX + 3));
   if (bytes[0] !== MESSAGE || bytes[1] !== EVENT) return undefined;
   let id = '';
@@ -28,13 +28,13 @@ export class Refusals {
   readonly #links = new Set<Link>();
   #timer: NodeJS.Timeout | undefined;
 
-  /** @returns `false` for a message that has to be looked at. */
-  take(link: Link, message: ArrayBuffer, now: number): boolean {
+  /** @returns `false` for a command that nothing refuses yet. */
+  take(link: Link, id: string, now: number): boolean {
     const { refusal } = link;
     if (!refusal) return false;
-    const id = now < refusal.until ? ackIdOf(message) : undefined;
-    if (id === undefined) {
-      if (now >= refusal.until) this.#end(link);
+    if (now >= refusal.until) {
+      link.answerRefused();
+      link.refusal = undefined;
       return false;
     }
     link.refused.push(id);
@@ -48,10 +48,5 @@ export class Refusals {
     this.#timer = undefined;
     for (const link of this.#links) link.answerRefused();
     this.#links.clear();
-  }
-
-  #end(link: Link): void {
-    link.answerRefused();
-    link.refusal = undefined;
   }
 }

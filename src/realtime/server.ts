@@ -172,6 +172,7 @@ export class SocketServer implements Outlet {
         const { id, tenant, expiresAt = 0, capabilities } = session.principal;
         const ready = { session: session.id, user: id, tenant: tenant ?? '', gateway: nodeId, expiresAt, capabilities };
         session.link.send(encodePush('session.ready', { ...ready, limits: options.announced, serverTime: Date.now() }));
+        session.link.gate = dispatch.gateOf(session);
         metrics.add('connections', { namespace: '/' });
         log.debug(session.fields, 'session opened');
       },

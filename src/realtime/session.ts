@@ -82,6 +82,7 @@ export class Session {
     if (this.namespace === '/') {
       this.link.answerRefused();
       this.link.refusal = undefined;
+      this.link.gate = undefined;
     }
     this.release();
     return true;

@@ -42,14 +42,21 @@ export class Turns {
     return this.#waiting;
   }
 
-  /** Does the work now, where nothing of its group waits and this turn has time left, else in a later one. It must not throw. */
-  add(group: string, work: () => void): void {
+  /** Whether work of the group would be done now: none of it waits, and this turn has time left. */
+  free(group: string): boolean {
     if (this.#scheduled === 0) this.#schedule();
+    return !this.#queues.has(group) && this.#hasTime();
+  }
+
+  /** Does the work now where the group is {@link Turns.free}, else in a later turn. It must not throw. */
+  add(group: string, work: () => void): void {
+    if (this.free(group)) work();
+    else this.wait(group, work);
+  }
+
+  /** Does the work in a later turn. It must not throw. */
+  wait(group: string, work: () => void): void {
     const queue = this.#queues.get(group);
-    if (!queue && this.#hasTime()) {
-      work();
-      return;
-    }
     if (queue) queue.push(work);
     else this.#queues.set(group, new Fifo(work));
     this.#waiting += 1;

@@ -2,7 +2,7 @@ import type uWS from 'uWebSockets.js';
 import { errors } from '../errors.js';
 import { enterEngine, forEngine, handshakeOf } from './engine-entry.js';
 import { Link, type LinkData, type SocketData } from './link.js';
-import { Refusals } from './refusals.js';
+import { commandId, Refusals } from './refusals.js';
 import { CLOSING, ENTERING, OPENING, type Turns } from './turns.js';
 
 export interface UpgradeOptions {
@@ -138,15 +138,17 @@ export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, turns: 
             link.terminate();
             return;
           }
-          if (refusals.take(link, message, now)) return;
           const take = (bytes: ArrayBuffer) => {
             // Nobody speaks before it was greeted.
             if (!link.inEngine) return link.terminate();
             link.received = bytes.byteLength;
             behavior.message?.(forEngine(link), bytes, isBinary);
           };
-          // Who has no session yet takes turns with those who come and go; who has one, in the group of its tenant, once it is parsed.
-          if (link.connection && link.held.count === 0) take(message);
+          const id = link.gate ? commandId(message) : undefined;
+          if (link.gate && id !== undefined) {
+            if (!refusals.take(link, id, now)) link.gate.pass(id, message, take);
+          } else if (link.connection && link.held.count === 0) take(message);
+          // Who has no session yet takes turns with those who come and go.
           else if (!hold(link, message, take)) link.terminate();
         },
         drain: (ws) => ws.getUserData().link?.onDrain(),
