@@ -24,7 +24,11 @@ const USERS = 100;
  */
 export async function run(): Promise<void> {
   await onStage({ redis: false }, async (stage) => {
-    const limits = { TUTTI_COMMANDS_PER_SECOND: '100', TUTTI_TENANT_COMMANDS_PER_SECOND: '10000' };
+    const limits = {
+      TUTTI_COMMANDS_PER_SECOND: '100',
+      TUTTI_TENANT_COMMANDS_PER_SECOND: '10000',
+      TUTTI_TENANT_PUBLISHES_PER_SECOND: '2000',
+    };
     const gateway = await stage.gateway(limits);
     const loud = await makeTenant(gateway.env, gateway.url, 'loud');
     const tokens = await each(USERS, 20, (n) => loud.mint(`loud-${n}`));

@@ -159,10 +159,16 @@ export const environment = z.object({
   ),
   TUTTI_COMMANDS_PER_SECOND: int(100, 1, 1_000_000, 'Commands per second of one session; twice as many in a burst.'),
   TUTTI_TENANT_COMMANDS_PER_SECOND: int(
-    2000,
+    10_000,
     1,
     10_000_000,
     'Commands per second of one tenant on one gateway; twice as many in a burst.',
+  ),
+  TUTTI_TENANT_PUBLISHES_PER_SECOND: int(
+    2000,
+    1,
+    10_000_000,
+    'Events that one tenant may publish a second through one gateway, over sockets and HTTP; a quarter as many at once.',
   ),
   TUTTI_WORKER_COMMANDS_PER_SECOND: int(
     5000,

@@ -135,7 +135,10 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
     bus,
     metrics,
     clock,
-    limits: { roomsPerSession: config.TUTTI_MAX_ROOMS_PER_SESSION },
+    limits: {
+      roomsPerSession: config.TUTTI_MAX_ROOMS_PER_SESSION,
+      publishesPerSecond: config.TUTTI_TENANT_PUBLISHES_PER_SECOND,
+    },
     memory,
   });
 

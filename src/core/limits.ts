@@ -34,6 +34,30 @@ export class TokenBucket {
   }
 }
 
+/** Token buckets by key. */
+export class TokenBuckets {
+  readonly #buckets = new Map<string, TokenBucket>();
+
+  /** @param kept buckets; past that the least recently used goes, which only makes its owner's burst whole again */
+  constructor(
+    private readonly perSecond: number,
+    private readonly burst: number,
+    private readonly kept = 10_000,
+  ) {}
+
+  /** Takes a token of a key. @returns as {@link TokenBucket.take} */
+  take(key: string): number {
+    const bucket = this.#buckets.get(key) ?? new TokenBucket(this.perSecond, this.burst);
+    this.#buckets.delete(key);
+    this.#buckets.set(key, bucket);
+    if (this.#buckets.size > this.kept) {
+      const [oldest] = this.#buckets.keys();
+      if (oldest !== undefined) this.#buckets.delete(oldest);
+    }
+    return bucket.take();
+  }
+}
+
 /** Most sessions of one gateway, of one tenant on it, and of one user of a tenant on it. */
 export interface ConnectionLimit {
   total: number;

@@ -9,6 +9,7 @@ import type { Announcement, Bus } from './bus.js';
 import type { Clock } from './clock.js';
 import type { Feeds } from './feeds.js';
 import { type RoomKey, roomKey, roomOf } from './keys.js';
+import { TokenBuckets } from './limits.js';
 import type { EventLog, RoomSummary } from './log.js';
 import type { MemoryGuard } from './memory.js';
 import { actorOf, type Principal, requireRight, tenantOfPrincipal } from './principal.js';
@@ -31,20 +32,26 @@ export interface RoomsDeps {
   bus: Bus;
   metrics: Metrics;
   clock: Clock;
-  limits: { roomsPerSession: number };
+  /** Publishes a second of one tenant on this gateway, over sockets and HTTP; a quarter as many at once. */
+  limits: { roomsPerSession: number; publishesPerSecond: number };
   /** Asked before a reader is let into a room: a replay takes memory. */
   memory: Pick<MemoryGuard, 'check'>;
 }
 
+/** Least time a publisher of a tenant past its rate is told to wait, in ms. */
+const RETRY_MIN_MS = 100;
 const DEFAULT_HISTORY_LIMIT = 100;
 const NO_RUNS = { runs: [], rest: undefined };
 
 /** What principals do in rooms: join, publish, read, broadcast, erase. Every method authorises by itself. */
 export class Rooms {
   readonly #deps: RoomsDeps;
+  readonly #publishes: TokenBuckets;
 
   constructor(deps: RoomsDeps) {
     this.#deps = deps;
+    const { publishesPerSecond } = deps.limits;
+    this.#publishes = new TokenBuckets(publishesPerSecond, Math.max(1, publishesPerSecond / 4));
   }
 
   /**
@@ -91,12 +98,16 @@ export class Rooms {
     return [...this.#deps.feeds.roomsOf(viewer)].map(roomOf);
   }
 
-  /** Stores an event (LOG1, LOG3) and sends it on its way to every reader (FEED1). */
+  /**
+   * Stores an event (LOG1, LOG3) and sends it on its way to every reader (FEED1).
+   * @throws TuttiError `forbidden`, `rate_limited` for a tenant past its rate, `conflict`, `overloaded`, `log_unavailable`.
+   */
   async publish(
     principal: Principal,
     { room, type, data, mid = randomUUID() }: CommandPayload<'event.publish'>,
   ): Promise<CommandReply<'event.publish'>> {
     const tenant = requireRight(principal, room, 'publish');
+    this.#requirePace(tenant);
     const by = toJsonText(actorOf(principal));
     const { epoch, seq, at, duplicate } = await this.#deps.log.append({ tenant, room, mid, type, data, by });
     if (!duplicate) this.#deps.feeds.committed(roomKey(tenant, room), { room, epoch, seq, mid, type, data, by, at });
@@ -170,6 +181,14 @@ export class Rooms {
     if (message.kind === 'event') this.#deps.feeds.announced(key, message);
     else if (message.kind !== 'broadcast') this.#receiveHint(key, message);
     else if (message.frame !== '') this.#deps.feeds.push(key, message.frame);
+  }
+
+  #requirePace(tenant: string): void {
+    const waitMs = this.#publishes.take(tenant);
+    if (waitMs === 0) return;
+    this.#deps.metrics.add('rate_limited', { scope: 'publishes' });
+    const retryAfterMs = Math.max(RETRY_MIN_MS, waitMs);
+    throw new TuttiError('rate_limited', 'Your tenant publishes faster than it may here.', { retryAfterMs });
   }
 
   #receiveHint(key: RoomKey, message: Announcement): void {

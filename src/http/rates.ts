@@ -1,41 +1,17 @@
-import { TokenBucket } from '../core/limits.js';
+import { TokenBuckets } from '../core/limits.js';
 import type { Principal } from '../core/principal.js';
 import type { Metrics } from '../core/telemetry.js';
 import { TuttiError } from '../errors.js';
 
-/** Buckets kept per scope; past that the least recently used goes, which only makes its owner's burst whole again. */
-const KEPT = 10_000;
-
-class Buckets {
-  readonly #buckets = new Map<string, TokenBucket>();
-  readonly #perSecond: number;
-
-  constructor(perSecond: number) {
-    this.#perSecond = perSecond;
-  }
-
-  /** @returns 0, or ms to wait. */
-  take(key: string): number {
-    const bucket = this.#buckets.get(key) ?? new TokenBucket(this.#perSecond, 2 * this.#perSecond);
-    this.#buckets.delete(key);
-    this.#buckets.set(key, bucket);
-    if (this.#buckets.size > KEPT) {
-      const [oldest] = this.#buckets.keys();
-      if (oldest !== undefined) this.#buckets.delete(oldest);
-    }
-    return bucket.take();
-  }
-}
-
 /** Requests per second of a principal and of its tenant on this gateway, each with twice as many in a burst. */
 export class Rates {
-  readonly #principals: Buckets;
-  readonly #tenants: Buckets;
+  readonly #principals: TokenBuckets;
+  readonly #tenants: TokenBuckets;
   readonly #metrics: Metrics;
 
   constructor(limits: { commandsPerSecond: number; tenantCommandsPerSecond: number }, metrics: Metrics) {
-    this.#principals = new Buckets(limits.commandsPerSecond);
-    this.#tenants = new Buckets(limits.tenantCommandsPerSecond);
+    this.#principals = new TokenBuckets(limits.commandsPerSecond, 2 * limits.commandsPerSecond);
+    this.#tenants = new TokenBuckets(limits.tenantCommandsPerSecond, 2 * limits.tenantCommandsPerSecond);
     this.#metrics = metrics;
   }
 

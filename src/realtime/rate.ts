@@ -1,4 +1,4 @@
-import { TokenBucket } from '../core/limits.js';
+import { TokenBucket, TokenBuckets } from '../core/limits.js';
 import type { Metrics } from '../core/telemetry.js';
 import { TuttiError } from '../errors.js';
 import type { Session, Spent } from './session.js';
@@ -15,17 +15,16 @@ const FLOOD_FACTOR = 5;
 const FLOOD_WINDOW_MS = 1000;
 /** Least time a refusal tells to wait, in ms: until then a session is refused unread, so that a flood costs little. */
 const RETRY_MIN_MS = 100;
-/** An unused bucket of two seconds' worth is full after this. */
-const REFILL_MS = 2000;
-
 /** Rate limits of commands, per session and per tenant. */
 export class CommandLimits {
-  readonly #tenants = new Map<string, { bucket: TokenBucket; usedAt: number }>();
+  readonly #tenants: TokenBuckets;
 
   constructor(
     private readonly rates: CommandRates,
     private readonly metrics: Metrics,
-  ) {}
+  ) {
+    this.#tenants = new TokenBuckets(rates.perTenant, rates.perTenant * 2);
+  }
 
   /** @throws TuttiError `rate_limited` with `retryAfterMs`. Ends a session that goes on regardless. */
   take(session: Session): void {
@@ -34,13 +33,8 @@ export class CommandLimits {
     if (own > 0) this.#refuse(session, spent, 'session', own);
     const { tenant } = session.principal;
     if (tenant === null) return;
-    const shared = this.#bucketOf(tenant).take();
+    const shared = this.#tenants.take(tenant);
     if (shared > 0) this.#refuse(session, spent, 'tenant', shared);
-  }
-
-  /** Forgets tenants that were idle for so long that their buckets are full, as a new one is. Call now and then. */
-  sweep(now: number): void {
-    for (const [tenant, { usedAt }] of this.#tenants) if (now - usedAt > REFILL_MS) this.#tenants.delete(tenant);
   }
 
   #refuse(session: Session, spent: Spent, scope: 'session' | 'tenant', waitMs: number): never {
@@ -79,15 +73,5 @@ export class CommandLimits {
     const { perSession } = this.rates;
     session.spent ??= { bucket: new TokenBucket(perSession, perSession * 2), refusedSince: 0, refused: 0 };
     return session.spent;
-  }
-
-  #bucketOf(tenant: string): TokenBucket {
-    let entry = this.#tenants.get(tenant);
-    if (!entry) {
-      entry = { bucket: new TokenBucket(this.rates.perTenant, this.rates.perTenant * 2), usedAt: 0 };
-      this.#tenants.set(tenant, entry);
-    }
-    entry.usedAt = performance.now();
-    return entry.bucket;
   }
 }

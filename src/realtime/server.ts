@@ -121,9 +121,7 @@ export class SocketServer implements Outlet {
   /** Begins to watch for ended and revoked tokens. */
   start(): void {
     const { revocations } = this.#deps;
-    this.#sessions.start(() => {
-      for (const limits of [this.#limits, this.#workerLimits]) limits.sweep(performance.now());
-    });
+    this.#sessions.start();
     revocations.onRevoked((revocation) => {
       this.#endRevoked(revocation);
       this.#control.revoked(revocation, Date.now());

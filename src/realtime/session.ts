@@ -139,12 +139,11 @@ export class Sessions {
     return this.#sessions.size;
   }
 
-  /** Starts the sweep for ended tokens; `onSweep` runs with it. */
-  start(onSweep: () => void): void {
+  /** Starts the sweep for ended tokens. */
+  start(): void {
     this.#timer ??= setInterval(() => {
       const now = Date.now();
       for (const session of this.#sessions) session.checkExpiry(now, this.times.noticeMs, this.times.graceMs);
-      onSweep();
     }, SWEEP_MS);
     this.#timer.unref();
   }

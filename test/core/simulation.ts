@@ -125,7 +125,7 @@ export class SimGateway {
       metrics,
       clock,
       memory: { check: () => undefined },
-      limits: { roomsPerSession: 100 },
+      limits: { roomsPerSession: 100, publishesPerSecond: 1_000_000 },
     });
     bus.onMessage((room, message) => {
       if (roomOf(room).startsWith('!')) runs?.receive(room, message);
