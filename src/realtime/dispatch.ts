@@ -3,6 +3,7 @@ import type { InFlight } from '../core/limits.js';
 import { countLimit, type Logger, type Metrics } from '../core/telemetry.js';
 import { asTuttiError, TuttiError } from '../errors.js';
 import type { Gate } from './link.js';
+import type { CommandLimits } from './rate.js';
 import type { Session } from './session.js';
 import type { Turns } from './turns.js';
 
@@ -27,8 +28,7 @@ export interface DispatchDeps {
   log: Logger;
   inFlight: InFlight;
   turns: Turns;
-  /** Throws `rate_limited`, or lets the command through. */
-  limit(session: Session): void;
+  limits: Pick<CommandLimits, 'take' | 'refused'>;
 }
 
 /** An answer as it stands on the wire. Written as text so that stored JSON goes out without being parsed. */
@@ -129,7 +129,7 @@ export class Dispatch {
   /** @returns what counts the command out. @throws TuttiError `overloaded`, `rate_limited`, `draining`; nothing was counted then */
   #begin(session: Session, bytes: number): () => void {
     if (session.state === 'leaving') throw leaving();
-    const { inFlight, limit } = this.deps;
+    const { inFlight, limits } = this.deps;
     const { tenant } = session.principal;
     inFlight.begin(session.inFlight, tenant, bytes);
     const end = () => {
@@ -137,7 +137,7 @@ export class Dispatch {
       if (session.inFlight.count === 0) session.answered?.();
     };
     try {
-      limit(session);
+      limits.take(session);
       return end;
     } catch (thrown) {
       end();
@@ -165,11 +165,12 @@ export class Dispatch {
   }
 
   #refuse(session: Session, packet: EventPacket, thrown: unknown, answered = false): void {
-    const { log, metrics } = this.deps;
+    const { limits, log, metrics } = this.deps;
     const refusal = asTuttiError(thrown);
     if (refusal.code === 'internal') {
       log.error({ ...session.fields, command: String(packet.data?.[0]), err: refusal.cause }, 'command failed');
     }
+    if (refusal.code === 'rate_limited') limits.refused(session, refusal);
     countLimit(metrics, refusal.limit);
     if (!answered)
       this.#answer(session, packet, refusal.code, `{"ok":false,"error":${JSON.stringify(refusal.toWire())}}`);

@@ -26,38 +26,41 @@ export class CommandLimits {
     this.#tenants = new TokenBuckets(rates.perTenant, rates.perTenant * 2);
   }
 
-  /** @throws TuttiError `rate_limited` with `retryAfterMs`. Ends a session that goes on regardless. */
+  /** @throws TuttiError `rate_limited` with `retryAfterMs`. */
   take(session: Session): void {
-    const spent = this.#spentBy(session);
-    const own = spent.bucket.take();
-    if (own > 0) this.#refuse(session, spent, 'session', own);
+    this.#require('session', this.#spentBy(session).bucket.take());
     const { tenant } = session.principal;
-    if (tenant === null) return;
-    const shared = this.#tenants.take(tenant);
-    if (shared > 0) this.#refuse(session, spent, 'tenant', shared);
+    if (tenant !== null) this.#require('tenant', this.#tenants.take(tenant));
   }
 
-  #refuse(session: Session, spent: Spent, scope: 'session' | 'tenant', waitMs: number): never {
-    const retryAfterMs = Math.max(RETRY_MIN_MS, waitMs);
-    const refusal = new TuttiError('rate_limited', `Too many commands of this ${scope}.`, { retryAfterMs });
+  /** A command of the session was refused for a while: so are all others of that time, unread. Ends a session that goes on regardless. */
+  refused(session: Session, refusal: TuttiError): void {
+    const { link } = session;
+    const count = () => this.#count(session, refusal.message);
+    count();
+    if (session.namespace !== '/' || session.state !== 'active') return;
+    link.answerRefused();
+    link.refusal = {
+      until: performance.now() + (refusal.retryAfterMs ?? RETRY_MIN_MS),
+      answer: `[{"ok":false,"error":${JSON.stringify(refusal.toWire())}}]`,
+      more: count,
+      answered: (answers) => {
+        this.metrics.add('rate_limited', { scope: 'standing' }, answers);
+        this.metrics.add('commands', { command: 'unknown', code: 'rate_limited' }, answers);
+      },
+    };
+  }
+
+  #require(scope: 'session' | 'tenant', waitMs: number): void {
+    if (waitMs === 0) return;
     this.metrics.add('rate_limited', { scope });
-    this.#count(session, spent, refusal.message);
-    if (session.namespace === '/' && session.state === 'active') {
-      session.link.answerRefused();
-      session.link.refusal = {
-        until: performance.now() + retryAfterMs,
-        answer: `[{"ok":false,"error":${JSON.stringify(refusal.toWire())}}]`,
-        more: () => this.#count(session, spent, refusal.message),
-        answered: (count) => {
-          this.metrics.add('rate_limited', { scope }, count);
-          this.metrics.add('commands', { command: 'unknown', code: 'rate_limited' }, count);
-        },
-      };
-    }
-    throw refusal;
+    throw new TuttiError('rate_limited', `Too many commands of this ${scope}.`, {
+      retryAfterMs: Math.max(RETRY_MIN_MS, waitMs),
+    });
   }
 
-  #count(session: Session, spent: Spent, message: string): void {
+  #count(session: Session, message: string): void {
+    const spent = this.#spentBy(session);
     const now = performance.now();
     if (now - spent.refusedSince >= FLOOD_WINDOW_MS) {
       spent.refusedSince = now;

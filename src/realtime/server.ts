@@ -237,7 +237,7 @@ export class SocketServer implements Outlet {
 
   #dispatchDeps(limits: CommandLimits): DispatchDeps {
     const { metrics, log, inFlight } = this.#deps;
-    return { metrics, log, inFlight, turns: this.#turns, limit: (session) => limits.take(session) };
+    return { metrics, log, inFlight, turns: this.#turns, limits };
   }
 
   #endRevoked(revocation: Revocation): void {

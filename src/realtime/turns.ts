@@ -9,7 +9,7 @@ export const ENTERING = '!entering';
 export const CLOSING = '!closing';
 
 /** How long work may keep one turn of the loop, in ms, as it comes and again of what waited; one piece is done in any case. */
-const TURN_MS = 1;
+const TURN_MS = 0.25;
 /** Pieces of what waited in one turn, at most. */
 const PIECES = 64;
 
