@@ -77,7 +77,9 @@ test('[DRN1] SIGTERM under load: clients move, nothing acknowledged is lost, the
 });
 
 test('[DRN1][LOG4] SIGTERM while commands wait for their turn: each is answered before the socket closes, none is lost or doubled', async () => {
-  const { a, b } = await startPair(undo, { env: { TUTTI_COMMANDS_PER_SECOND: '10000' } });
+  const { a, b } = await startPair(undo, {
+    env: { TUTTI_COMMANDS_PER_SECOND: '10000', TUTTI_TENANT_PUBLISHES_PER_SECOND: '100000' },
+  });
   const each = 900;
   const mids = Array.from({ length: each }, (_, n) => `m${n}`);
   const chat = (room: string, mid: string) => ({ room, type: 'chat', data: mid, mid });

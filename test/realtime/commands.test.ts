@@ -127,13 +127,15 @@ describe('a flood from one session', () => {
     const answers = await Promise.all(Array.from({ length: 40 }, () => flooder.ask('room.join', { room: 'a' })));
     const refused = answers.filter((answer) => !answer.ok);
     expect(refused.length).toBeGreaterThan(10);
-    // The first by the whole way, those behind it unparsed: all alike, each counted.
+    // The first when it came, those behind it unread: all alike, each counted.
     for (const answer of refused) {
       expect(answer).toMatchObject({
         error: { code: 'rate_limited', retryable: true, retryAfterMs: expect.any(Number) },
       });
     }
-    expect(small.recorder.counts.get('rate_limited session')).toBe(refused.length);
+    const counted = ['session', 'standing'].map((scope) => small.recorder.counts.get(`rate_limited ${scope}`) ?? 0);
+    expect((counted[0] ?? 0) + (counted[1] ?? 0)).toBe(refused.length);
+    expect(counted[0]).toBeGreaterThan(0);
     expect((refused[0] as { error: { retryAfterMs: number } }).error.retryAfterMs).toBeGreaterThan(0);
     const other = await connect({ url: small.url, token: tokenOf({ id: 'calm' }) });
     await other.call('room.join', { room: 'a' });
@@ -154,7 +156,7 @@ describe('a flood from one session', () => {
     const answers = await Promise.all(Array.from({ length: 20 }, () => one.ask('room.join', { room: 'a' })));
     expect(answers.filter((answer) => !answer.ok).length).toBeGreaterThan(5);
     await two.call('room.join', { room: 'a' });
-    expect(small.recorder.counts.get('rate_limited tenant')).toBeGreaterThan(5);
+    expect(small.recorder.counts.get('rate_limited tenant')).toBeGreaterThan(0);
     one.close();
     two.close();
     await small.close();

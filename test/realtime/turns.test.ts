@@ -9,7 +9,8 @@ import { devToken } from '../support/tokens.js';
 let gateway: GatewayProcess;
 const database = await freshDatabase();
 beforeAll(async () => {
-  gateway = await startGateway({ env: { DATABASE_URL: database.url, TUTTI_COMMANDS_PER_SECOND: '10000' } });
+  const rates = { TUTTI_COMMANDS_PER_SECOND: '10000', TUTTI_TENANT_PUBLISHES_PER_SECOND: '100000' };
+  gateway = await startGateway({ env: { DATABASE_URL: database.url, ...rates } });
 });
 afterAll(async () => {
   await gateway?.stop();
@@ -27,14 +28,14 @@ test('work is done as it comes until the time of a turn is over; the rest waits 
       done.push(name);
       now += takes;
     });
-  add('loud', 'loud 0', 0.4);
-  add('loud', 'loud 1', 0.7);
-  add('quiet', 'quiet 0', 0.1);
-  for (const n of [2, 3, 4]) add('loud', `loud ${n}`, 0.1);
+  add('loud', 'loud 0', 0.1);
+  add('loud', 'loud 1', 0.2);
+  add('quiet', 'quiet 0', 0.01);
+  for (const n of [2, 3, 4]) add('loud', `loud ${n}`, 0.01);
   expect(done).toEqual(['loud 0', 'loud 1']);
   expect([turns.waiting('loud'), turns.waiting('quiet'), turns.size]).toEqual([3, 1, 4]);
   await nextTurn();
-  add('quiet', 'quiet 1', 0.1);
+  add('quiet', 'quiet 1', 0.01);
   while (turns.size > 0) await nextTurn();
   expect(done.filter((name) => name.startsWith('loud'))).toEqual([0, 1, 2, 3, 4].map((n) => `loud ${n}`));
   expect(done.slice(2, 4)).toEqual(['quiet 0', 'loud 2']);

@@ -1,0 +1,82 @@
+import { afterAll, beforeAll, expect, test } from 'vitest';
+import { makeTenant } from '../e2e/tenants-made.js';
+import { connect } from '../support/client.js';
+import { eventually } from '../support/eventually.js';
+import { type GatewayProcess, startGateway } from '../support/gateway.js';
+import { freshDatabase } from '../support/postgres.js';
+import { DEV_SERVER_KEY, devToken } from '../support/tokens.js';
+import { Wire } from '../support/wire.js';
+
+let gateway: GatewayProcess;
+const database = await freshDatabase();
+beforeAll(async () => {
+  gateway = await startGateway({
+    env: { DATABASE_URL: database.url, TUTTI_TENANT_PUBLISHES_PER_SECOND: '40', TUTTI_CONNECT_TIMEOUT_MS: '1000' },
+  });
+});
+afterAll(async () => {
+  await gateway?.stop();
+  await database.drop();
+});
+
+const pause = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+const event = { room: 'lobby', type: 'note', data: 'x' };
+const overHttp = () =>
+  fetch(`${gateway.url}/v1/rooms/lobby/events`, {
+    method: 'POST',
+    headers: { authorization: `Bearer ${DEV_SERVER_KEY}`, 'content-type': 'application/json' },
+    body: JSON.stringify({ type: 'note', data: 'x' }),
+  });
+
+test('[LIM1] a tenant that publishes past its rate is refused over sockets and HTTP, other tenants are not, and it is served again', async () => {
+  const ann = await connect({ url: gateway.url, token: await devToken({ user: 'ann' }) });
+  const other = await makeTenant(gateway.env, gateway.url, 'other');
+  const bob = await connect({ url: gateway.url, token: await other.mint('bob') });
+  const answers = await Promise.all(Array.from({ length: 30 }, () => ann.ask('event.publish', event)));
+  const stored = answers.filter((answer) => answer.ok).length;
+  expect(stored).toBeGreaterThanOrEqual(10);
+  expect(stored).toBeLessThan(30);
+  for (const answer of answers) {
+    if (answer.ok) continue;
+    expect(answer.error).toMatchObject({ code: 'rate_limited', retryable: true });
+    expect(answer.error.retryAfterMs).toBeGreaterThanOrEqual(100);
+  }
+  const refused = await Promise.all(Array.from({ length: 30 }, overHttp));
+  expect(refused.map(({ status }) => status)).toContain(429);
+  await bob.call('event.publish', event);
+  await eventually('the tenant is served again', async () => (await ann.ask('event.publish', event)).ok, 5000);
+  const { head } = await bob.call('event.history', { room: 'lobby' });
+  expect(head).toBe(1);
+  ann.close();
+  bob.close();
+});
+
+test('[LIM1] who was told to wait is refused unread until then, also what it was not told to wait with, and is not closed for it', async () => {
+  const ann = await connect({ url: gateway.url, token: await devToken({ user: 'impatient' }) });
+  await pause(500);
+  const flood = await Promise.all(Array.from({ length: 30 }, () => ann.ask('event.publish', event)));
+  expect(flood.some((answer) => !answer.ok)).toBe(true);
+  expect(await ann.ask('event.history', { room: 'lobby' })).toMatchObject({
+    ok: false,
+    error: { code: 'rate_limited' },
+  });
+  await pause(300);
+  expect(await ann.ask('event.history', { room: 'lobby' })).toMatchObject({ ok: true });
+  expect(ann.disconnects).toEqual([]);
+  const metrics = await (await fetch(`${gateway.url}/metrics`)).text();
+  expect(Number(/^tutti_rate_limited_total\{[^}]*scope="standing"[^}]*\} (\S+)$/m.exec(metrics)?.[1])).toBeGreaterThan(
+    0,
+  );
+  ann.close();
+});
+
+test('[LIM1] a socket that talks and talks without being let in is closed, and the gateway goes on', async () => {
+  const wire = await Wire.open(gateway.port, '/socket.io/?EIO=4&transport=websocket');
+  const closed = new Promise<void>((resolve) => {
+    wire.onClose = resolve;
+  });
+  for (let n = 0; n < 20; n += 1) wire.send(`40${JSON.stringify({ token: 'x'.repeat(20_000) })}`);
+  await closed;
+  const ann = await connect({ url: gateway.url, token: await devToken({ user: 'ann' }) });
+  ann.close();
+});
