@@ -144,7 +144,8 @@ export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, turns: 
             link.received = bytes.byteLength;
             behavior.message?.(forEngine(link), bytes, isBinary);
           };
-          const id = link.gate ? commandId(message) : undefined;
+          // What came before it and still waits goes first.
+          const id = link.gate && link.held.count === 0 ? commandId(message) : undefined;
           if (link.gate && id !== undefined) {
             if (!refusals.take(link, id, now)) link.gate.pass(id, message, take);
           } else if (link.connection && link.held.count === 0) take(message);
