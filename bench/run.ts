@@ -21,7 +21,6 @@ const floors = {
   publish: () => import('./floors/publish.js'),
   chunks: () => import('./floors/chunks.js'),
   socketio: () => import('./floors/socketio.js'),
-  elsewhere: () => import('./floors/elsewhere.js'),
 } satisfies Record<string, () => Promise<{ serve(args: string[]): void }>>;
 
 const has = <T extends object>(table: T, name: string | undefined): name is keyof T & string =>

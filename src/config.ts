@@ -121,6 +121,12 @@ export const environment = z.object({
   TUTTI_SOCKET_PING_INTERVAL_MS: int(10_000, 1000, 60_000, 'Time between heartbeats, in ms.'),
   TUTTI_SOCKET_PING_TIMEOUT_MS: int(8_000, 1000, 60_000, 'Time a client has to answer a heartbeat, in ms.'),
   TUTTI_CONNECT_TIMEOUT_MS: int(10_000, 500, 60_000, 'Time a socket has to present its token, in ms.'),
+  TUTTI_CONNECTIONS_TIME_PERCENT: int(
+    30,
+    1,
+    100,
+    'Of the time of one gateway that sockets may take while they open, enter and close: in a storm they wait for each other, and the sessions that are there go on.',
+  ),
   TUTTI_HTTP_MAX_BODY_BYTES: int(
     256 * 1024,
     80 * 1024,
@@ -165,7 +171,7 @@ export const environment = z.object({
     'Commands per second of one tenant on one gateway; twice as many in a burst.',
   ),
   TUTTI_TENANT_PUBLISHES_PER_SECOND: int(
-    2000,
+    1000,
     1,
     10_000_000,
     'Events that one tenant may publish a second through one gateway, over sockets and HTTP; a quarter as many at once.',
@@ -189,7 +195,12 @@ export const environment = z.object({
     'Part of the JavaScript heap, or of the memory of the machine or container, in use from which on new sessions and joins are refused with `overloaded`.',
   ),
 
-  TUTTI_APPEND_LANES: int(4, 1, 64, 'Batches of events committed at the same time.'),
+  TUTTI_APPEND_LANES: int(
+    2,
+    1,
+    64,
+    'Batches of events committed at the same time. More of them carry more only where Postgres has cores to spare; with few, events that come together share a commit.',
+  ),
   TUTTI_APPEND_BATCH_MAX: int(64, 1, 1000, 'Events in one commit.'),
   TUTTI_APPEND_LINGER_MS: int(2, 0, 100, 'How long a commit waits for company, in ms.'),
   TUTTI_APPEND_QUEUE_MAX: int(

@@ -79,7 +79,11 @@ export class TuttiError extends Error {
     message: string,
     extra: { retryAfterMs?: number; expected?: number; limit?: Limit; cause?: unknown } = {},
   ) {
+    // Where a refusal was thrown tells nothing, and to find out is the dearest part of refusing a flood. A cause has a stack of its own.
+    const { stackTraceLimit } = Error;
+    Error.stackTraceLimit = 0;
     super(message, extra.cause === undefined ? undefined : { cause: extra.cause });
+    Error.stackTraceLimit = stackTraceLimit;
     this.code = code;
     this.retryAfterMs = extra.retryAfterMs;
     this.expected = extra.expected;

@@ -373,6 +373,7 @@ const socketOptions = (config: Config, allowedOrigins: string[]) => ({
   pingIntervalMs: config.TUTTI_SOCKET_PING_INTERVAL_MS,
   pingTimeoutMs: config.TUTTI_SOCKET_PING_TIMEOUT_MS,
   connectTimeoutMs: config.TUTTI_CONNECT_TIMEOUT_MS,
+  connectionsShare: config.TUTTI_CONNECTIONS_TIME_PERCENT / 100,
   rates: { perSession: config.TUTTI_COMMANDS_PER_SECOND, perTenant: config.TUTTI_TENANT_COMMANDS_PER_SECOND },
   workerRates: {
     perSession: config.TUTTI_WORKER_COMMANDS_PER_SECOND,

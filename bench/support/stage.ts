@@ -18,6 +18,9 @@ const WIDE = {
   TUTTI_MAX_SESSIONS_PER_USER: '100000',
 };
 
+/** For benches of the limits themselves: the defaults. */
+const QUIETER = { LOG_LEVEL: 'warn' };
+
 const root = resolve(import.meta.dirname, '../..');
 const bench = resolve(import.meta.dirname, '../run.ts');
 
@@ -40,7 +43,10 @@ export interface Floor extends Owned {
 }
 
 /** Sets up real servers, runs the work and takes everything down again. */
-export async function onStage(needs: { redis: boolean }, work: (stage: Stage) => Promise<void>): Promise<void> {
+export async function onStage(
+  needs: { redis: boolean; limits?: 'default' },
+  work: (stage: Stage) => Promise<void>,
+): Promise<void> {
   const ends: (() => Promise<unknown>)[] = [];
   try {
     const postgres = await startPostgres({ settings: { shared_buffers: '128MB' } });
@@ -51,7 +57,11 @@ export async function onStage(needs: { redis: boolean }, work: (stage: Stage) =>
       const started = redis;
       ends.push(() => started.stop());
     }
-    const servers = { ...WIDE, DATABASE_URL: postgres.url, ...(redis ? { REDIS_URL: redis.url } : {}) };
+    const servers = {
+      ...(needs.limits ? QUIETER : WIDE),
+      DATABASE_URL: postgres.url,
+      ...(redis ? { REDIS_URL: redis.url } : {}),
+    };
     await work({
       postgres,
       get redis() {

@@ -22,15 +22,18 @@ export class TokenBucket {
 
   /** Takes `n` tokens. @returns 0 where they were taken; else nothing was, and in so many ms they would be there. */
   take(n = 1): number {
+    const waitMs = this.waitMs(n);
+    if (waitMs === 0) this.#tokens -= n;
+    return waitMs;
+  }
+
+  /** In how many ms `n` tokens would be there; 0: they are. */
+  waitMs(n = 1): number {
     const at = this.now();
     const earned = (Math.max(0, at - this.#at) / 1000) * this.perSecond;
     this.#tokens = Math.min(this.burst, this.#tokens + earned);
     this.#at = at;
-    if (this.#tokens >= n) {
-      this.#tokens -= n;
-      return 0;
-    }
-    return Math.max(1, Math.ceil(((n - this.#tokens) / this.perSecond) * 1000));
+    return this.#tokens >= n ? 0 : Math.max(1, Math.ceil(((n - this.#tokens) / this.perSecond) * 1000));
   }
 }
 
@@ -47,6 +50,15 @@ export class TokenBuckets {
 
   /** Takes a token of a key. @returns as {@link TokenBucket.take} */
   take(key: string): number {
+    return this.#bucket(key).take();
+  }
+
+  /** When a key would have `n` tokens. @returns as {@link TokenBucket.waitMs} */
+  waitMs(key: string, n: number): number {
+    return this.#bucket(key).waitMs(n);
+  }
+
+  #bucket(key: string): TokenBucket {
     const bucket = this.#buckets.get(key) ?? new TokenBucket(this.perSecond, this.burst);
     this.#buckets.delete(key);
     this.#buckets.set(key, bucket);
@@ -54,7 +66,7 @@ export class TokenBuckets {
       const [oldest] = this.#buckets.keys();
       if (oldest !== undefined) this.#buckets.delete(oldest);
     }
-    return bucket.take();
+    return bucket;
   }
 }
 

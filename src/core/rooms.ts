@@ -107,7 +107,7 @@ export class Rooms {
     { room, type, data, mid = randomUUID() }: CommandPayload<'event.publish'>,
   ): Promise<CommandReply<'event.publish'>> {
     const tenant = requireRight(principal, room, 'publish');
-    this.#requirePace(tenant);
+    this.#requirePace(this.#publishes.take(tenant));
     const by = toJsonText(actorOf(principal));
     const { epoch, seq, at, duplicate } = await this.#deps.log.append({ tenant, room, mid, type, data, by });
     if (!duplicate) this.#deps.feeds.committed(roomKey(tenant, room), { room, epoch, seq, mid, type, data, by, at });
@@ -183,8 +183,15 @@ export class Rooms {
     else if (message.frame !== '') this.#deps.feeds.push(key, message.frame);
   }
 
-  #requirePace(tenant: string): void {
-    const waitMs = this.#publishes.take(tenant);
+  /**
+   * Foretells whether a tenant may publish one event more after `ahead` others that are on their way here; counts nothing.
+   * @throws TuttiError `rate_limited` where it may not.
+   */
+  expectPace(tenant: string, ahead: number): void {
+    this.#requirePace(this.#publishes.waitMs(tenant, ahead + 1));
+  }
+
+  #requirePace(waitMs: number): void {
     if (waitMs === 0) return;
     this.#deps.metrics.add('rate_limited', { scope: 'publishes' });
     const retryAfterMs = Math.max(RETRY_MIN_MS, waitMs);

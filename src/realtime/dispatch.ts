@@ -2,8 +2,9 @@ import type { Socket } from 'socket.io';
 import type { InFlight } from '../core/limits.js';
 import { countLimit, type Logger, type Metrics } from '../core/telemetry.js';
 import { asTuttiError, TuttiError } from '../errors.js';
-import type { Gate } from './link.js';
+import type { Admitted, Gate } from './link.js';
 import type { CommandLimits } from './rate.js';
+import { publishes } from './refusals.js';
 import type { Session } from './session.js';
 import type { Turns } from './turns.js';
 
@@ -29,6 +30,8 @@ export interface DispatchDeps {
   inFlight: InFlight;
   turns: Turns;
   limits: Pick<CommandLimits, 'take' | 'refused'>;
+  /** Throws where a tenant may not publish one event more after `ahead` others: so it is refused before it is read. */
+  expectPace?: (tenant: string, ahead: number) => void;
 }
 
 /** An answer as it stands on the wire. Written as text so that stored JSON goes out without being parsed. */
@@ -62,6 +65,8 @@ function payloadOf(args: unknown[]): unknown {
  */
 export class Dispatch {
   readonly #commands: ReadonlyMap<unknown, Command>;
+  /** Publishes that were let in and did not begin yet, by tenant. */
+  readonly #publishing = new Map<string, number>();
 
   constructor(
     commands: Record<string, Command>,
@@ -91,10 +96,11 @@ export class Dispatch {
   /** Runs a command that was let in at the gate, or lets it in, or refuses it. */
   take(session: Session, packet: EventPacket): void {
     const { link } = session;
-    const end = link.admitted;
+    const { admitted } = link;
     link.admitted = undefined;
-    if (end) {
-      void this.#run(session, packet).finally(end);
+    if (admitted) {
+      admitted.begin();
+      void this.#run(session, packet).finally(admitted.end);
       return;
     }
     if (!accepts(session)) return;
@@ -110,9 +116,9 @@ export class Dispatch {
     if (!accepts(session)) return;
     const { turns } = this.deps;
     try {
-      const end = this.#begin(session, message.byteLength);
+      const command = this.#admit(session, id, message);
       const enter = (bytes: ArrayBuffer) => {
-        session.link.admit(end);
+        session.link.admit(command);
         take(bytes);
       };
       const group = groupOf(session);
@@ -124,6 +130,33 @@ export class Dispatch {
     } catch (thrown) {
       this.#refuse(session, id === '' ? {} : { id: Number(id) }, thrown);
     }
+  }
+
+  /** @throws TuttiError as {@link #begin}, and `rate_limited` for a publish past the rate of the tenant */
+  #admit(session: Session, id: string, message: ArrayBuffer): Admitted {
+    const { tenant } = session.principal;
+    if (tenant === null || !this.deps.expectPace || !publishes(message, id)) {
+      return { begin: () => undefined, end: this.#begin(session, message.byteLength) };
+    }
+    const ahead = this.#publishing.get(tenant) ?? 0;
+    this.deps.expectPace(tenant, ahead);
+    const end = this.#begin(session, message.byteLength);
+    this.#publishing.set(tenant, ahead + 1);
+    let waits = true;
+    const begin = () => {
+      if (!waits) return;
+      waits = false;
+      const left = (this.#publishing.get(tenant) ?? 1) - 1;
+      if (left > 0) this.#publishing.set(tenant, left);
+      else this.#publishing.delete(tenant);
+    };
+    return {
+      begin,
+      end: () => {
+        begin();
+        end();
+      },
+    };
   }
 
   /** @returns what counts the command out. @throws TuttiError `overloaded`, `rate_limited`, `draining`; nothing was counted then */

@@ -15,7 +15,7 @@ interface RunRequests {
 }
 
 export interface HandlerDeps {
-  rooms: Pick<Rooms, 'join' | 'leave' | 'leaveAll' | 'joined' | 'publish' | 'history' | 'broadcast'>;
+  rooms: Pick<Rooms, 'join' | 'leave' | 'leaveAll' | 'joined' | 'publish' | 'expectPace' | 'history' | 'broadcast'>;
   runs: RunRequests;
   auth: Pick<Credentials, 'token'>;
 }

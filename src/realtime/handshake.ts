@@ -4,7 +4,7 @@ import { countLimit, type Logger, type Metrics } from '../core/telemetry.js';
 import { asTuttiError, TuttiError } from '../errors.js';
 import type { Link, LinkData } from './link.js';
 import { Session, type Sessions } from './session.js';
-import { ENTERING, type Turns } from './turns.js';
+import type { Turns } from './turns.js';
 
 /** What a handshake asks of authentication. */
 export interface Credentials {
@@ -73,7 +73,7 @@ async function admit(socket: Socket, namespace: '/' | '/worker', deps: Handshake
   try {
     const principal = await verify(socket, namespace, deps.auth);
     // Many are verified in one turn of the loop, off it.
-    await deps.turns.next(ENTERING);
+    await deps.turns.passing('entering');
     if (deps.draining()) throw new TuttiError('draining', 'This gateway is leaving; connect again.');
     if (!link.open) throw new TuttiError('bad_request', 'The connection is gone.');
     const release = deps.admission.admit(principal);

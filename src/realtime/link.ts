@@ -38,6 +38,14 @@ export interface Gate {
   pass(id: string, message: ArrayBuffer, take: (message: ArrayBuffer) => void): void;
 }
 
+/** A command that was let in before it was read. */
+export interface Admitted {
+  /** It begins to run. */
+  begin(): void;
+  /** It is over, or will not be run. */
+  end(): void;
+}
+
 /** What Engine.IO keeps with a WebSocket, and ours. */
 export interface LinkData {
   transport: unknown;
@@ -71,8 +79,8 @@ export class Link implements EngineSocket {
   /** Bytes of the last message that arrived: Socket.IO hands on what is in it before the next is read. */
   received = 0;
   gate: Gate | undefined;
-  /** Counts out the command that was let in last, until its handler does. */
-  admitted: (() => void) | undefined;
+  /** The command that was let in last, until its handler has it. */
+  admitted: Admitted | undefined;
   /** Stands while the session at `/` is over a rate. */
   refusal: StandingRefusal | undefined;
   /** Ids of the acks of commands that were refused unread and not answered yet. */
@@ -203,10 +211,10 @@ export class Link implements EngineSocket {
     return this.#messages > Math.max(max, this.pace);
   }
 
-  /** The next command that is read was let in; `end` counts it out. What the one before left is counted out here. */
-  admit(end: (() => void) | undefined): void {
-    this.admitted?.();
-    this.admitted = end;
+  /** The next command that is read was let in. One before it that nobody took is over. */
+  admit(command: Admitted | undefined): void {
+    this.admitted?.end();
+    this.admitted = command;
   }
 
   /** Answers what was refused unread, in one write. */

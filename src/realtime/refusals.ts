@@ -23,6 +23,17 @@ export function commandId(message: ArrayBuffer): string | undefined {
   return undefined;
 }
 
+const PUBLISH = '"event.publish"';
+
+/** Whether the command with this {@link commandId} publishes an event. */
+export function publishes(message: ArrayBuffer, id: string): boolean {
+  const from = id.length + 3;
+  if (message.byteLength < from + PUBLISH.length) return false;
+  const bytes = new Uint8Array(message, from, PUBLISH.length);
+  for (let at = 0; at < PUBLISH.length; at++) if (bytes[at] !== PUBLISH.charCodeAt(at)) return false;
+  return true;
+}
+
 /** Refuses commands of connections over their rate. Their answers leave a little later, all of a connection in one write. */
 export class Refusals {
   readonly #links = new Set<Link>();

@@ -15,7 +15,7 @@ import { type Admission, type Credentials, handshake } from './handshake.js';
 import type { Link } from './link.js';
 import { CommandLimits, type CommandRates } from './rate.js';
 import { type Session, Sessions, type SessionTimes } from './session.js';
-import { CLOSING, ENTERING, OPENING, Turns } from './turns.js';
+import { Turns } from './turns.js';
 import { guardApp, type UpgradeOptions } from './upgrade.js';
 import { SocketViewer, topicOf } from './viewer.js';
 import { runCommands, type WorkerRuns, WorkerSeat } from './worker.js';
@@ -23,6 +23,8 @@ import { runCommands, type WorkerRuns, WorkerSeat } from './worker.js';
 export interface SocketServerOptions extends Omit<UpgradeOptions, 'maxMessagesPerSecond'> {
   pingIntervalMs: number;
   pingTimeoutMs: number;
+  /** Of the time of the event loop that sockets may take while they open, enter and close, above 0, up to 1. */
+  connectionsShare: number;
   /** Time a socket has to present its credential, in ms. */
   connectTimeoutMs: number;
   rates: CommandRates;
@@ -65,7 +67,7 @@ export class SocketServer implements Outlet {
   readonly #workerLimits: CommandLimits;
   readonly #control: ControlPlane;
   readonly #links: ReadonlySet<Link>;
-  readonly #turns = new Turns();
+  readonly #turns: Turns;
   readonly #backlog: Backlog;
   #state: 'open' | 'draining' | 'closed' = 'open';
 
@@ -73,6 +75,7 @@ export class SocketServer implements Outlet {
   constructor(deps: SocketServerDeps) {
     this.#deps = deps;
     const { options, log, metrics } = deps;
+    this.#turns = new Turns(options.connectionsShare);
     this.#sessions = new Sessions(options.times, log);
     this.#limits = new CommandLimits(options.rates, metrics);
     this.#workerLimits = new CommandLimits(options.workerRates, metrics);
@@ -108,9 +111,8 @@ export class SocketServer implements Outlet {
       },
     });
     this.#links = links;
-    const connections = () => [OPENING, ENTERING, CLOSING].reduce((sum, group) => sum + this.#turns.waiting(group), 0);
-    metrics.gauge('connections_waiting', connections);
-    metrics.gauge('commands_waiting', () => this.#turns.size - connections());
+    metrics.gauge('connections_waiting', () => this.#turns.connections);
+    metrics.gauge('commands_waiting', () => this.#turns.commands);
     this.#backlog = new Backlog(links, options.maxBackpressureBytes);
     this.#io.attachApp(guarded);
     this.#serveRooms();
@@ -152,7 +154,7 @@ export class SocketServer implements Outlet {
     await this.#sessions.dismiss(withinMs);
     for (const link of [...this.#links]) link.terminate();
     // Closings are worked off in order.
-    await this.#turns.next(CLOSING);
+    await this.#turns.passing('closing');
   }
 
   async close(): Promise<void> {
@@ -164,7 +166,10 @@ export class SocketServer implements Outlet {
 
   #serveRooms(): void {
     const { rooms, metrics, log, nodeId, options } = this.#deps;
-    const dispatch = new Dispatch(roomCommands(this.#deps), this.#dispatchDeps(this.#limits));
+    const dispatch = new Dispatch(roomCommands(this.#deps), {
+      ...this.#dispatchDeps(this.#limits),
+      expectPace: (tenant, ahead) => rooms.expectPace(tenant, ahead),
+    });
     this.#serve('/', dispatch, {
       open(session) {
         const { id, tenant, expiresAt = 0, capabilities } = session.principal;

@@ -3,7 +3,7 @@ import { errors } from '../errors.js';
 import { enterEngine, forEngine, handshakeOf } from './engine-entry.js';
 import { Link, type LinkData, type SocketData } from './link.js';
 import { commandId, Refusals } from './refusals.js';
-import { CLOSING, ENTERING, OPENING, type Turns } from './turns.js';
+import type { Turns } from './turns.js';
 
 export interface UpgradeOptions {
   /** Origins whose pages may open sockets; `*` is all. The gateway's own origin and no Origin at all always may. */
@@ -92,7 +92,7 @@ export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, turns: 
     held.count += 1;
     held.bytes += message.byteLength;
     const copy = message.slice(0);
-    turns.add(ENTERING, () => {
+    turns.pass('entering', () => {
       held.count -= 1;
       held.bytes -= copy.byteLength;
       take(copy);
@@ -125,9 +125,10 @@ export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, turns: 
           const { handshake } = ws.getUserData();
           const link = new Link(ws, options.maxBackpressureBytes / 4);
           links.add(link);
-          turns.add(OPENING, () => {
+          turns.pass('opening', () => {
             if (link.open && handshake) enterEngine(behavior, link, handshake);
           });
+          turns.passed();
         },
         message(ws, message, isBinary) {
           const { link } = ws.getUserData();
@@ -160,9 +161,10 @@ export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, turns: 
           link.onClosed();
           // 1006: nobody said goodbye.
           link.slow = code === 1006 && hooks.cut(link);
-          turns.add(CLOSING, () => {
+          turns.pass('closing', () => {
             if (link.inEngine) behavior.close?.(forEngine(link), code, NO_REASON);
           });
+          turns.passed();
         },
       });
       return guarded;

@@ -12,6 +12,7 @@ beforeAll(async () => {
   on = await Bounded.start({
     TUTTI_DB_POOL_SIZE: '4',
     TUTTI_DB_WAITING_MAX: '8',
+    TUTTI_TENANT_PUBLISHES_PER_SECOND: '100000',
     TUTTI_APPEND_QUEUE_MAX: '40',
     TUTTI_APPEND_QUEUE_BYTES: String(256 * 1024),
     TUTTI_RUNS_LIVE_PER_ROOM: '3',

@@ -70,6 +70,26 @@ test('[LIM1] who was told to wait is refused unread until then, also what it was
   ann.close();
 });
 
+test('[LIM1] what a tenant past its rate publishes is refused before it is read, also by a session that was not refused yet', async () => {
+  const { url } = gateway;
+  const ann = await connect({ url, token: await devToken({ user: 'ann' }) });
+  const ben = await connect({ url, token: await devToken({ user: 'ben' }) });
+  await pause(500);
+  await Promise.all(Array.from({ length: 30 }, () => ann.ask('event.publish', event)));
+  const bad = { room: 'no room', type: 'note', data: 'x' };
+  const answers = await Promise.all([
+    ben.ask('event.history', { room: 'lobby' }),
+    ...Array.from({ length: 12 }, () => ben.ask('event.publish', bad)),
+  ]);
+  expect(answers[0]).toMatchObject({ ok: true });
+  expect(answers.at(-1)).toMatchObject({ ok: false, error: { code: 'rate_limited', retryable: true } });
+  // In time it is read.
+  await pause(500);
+  expect(await ben.ask('event.publish', bad)).toMatchObject({ ok: false, error: { code: 'bad_request' } });
+  ann.close();
+  ben.close();
+});
+
 test('[LIM1] a socket that talks and talks without being let in is closed, and the gateway goes on', async () => {
   const wire = await Wire.open(gateway.port, '/socket.io/?EIO=4&transport=websocket');
   const closed = new Promise<void>((resolve) => {

@@ -71,6 +71,10 @@ class StageRooms implements RoomsPort {
     });
   }
 
+  expectPace(): void {
+    // Nobody publishes too fast here.
+  }
+
   leave(principal: Principal, { room }: { room: string }, viewer: Viewer): void {
     if (!this.followed.get(viewer)?.delete(room)) throw new TuttiError('not_joined', 'You have not joined this room.');
     viewer.unfollow(roomKey(principal.tenant ?? '', room));
@@ -240,6 +244,7 @@ export async function openStage(
       maxConnections: 1000,
       pingIntervalMs: 10_000,
       pingTimeoutMs: 8_000,
+      connectionsShare: 0.3,
       connectTimeoutMs: 2_000,
       rates: { perSession: 1000, perTenant: 10_000 },
       workerRates: { perSession: 1000, perTenant: 10_000 },

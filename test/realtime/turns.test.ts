@@ -21,7 +21,7 @@ const nextTurn = () => new Promise((resolve) => setImmediate(resolve));
 
 test('work is done as it comes until the time of a turn is over; the rest waits in order, groups one after another', async () => {
   let now = 0;
-  const turns = new Turns(() => now);
+  const turns = new Turns(1, () => now);
   const done: string[] = [];
   const add = (group: string, name: string, takes: number) =>
     turns.add(group, () => {
@@ -33,10 +33,10 @@ test('work is done as it comes until the time of a turn is over; the rest waits 
   add('quiet', 'quiet 0', 0.01);
   for (const n of [2, 3, 4]) add('loud', `loud ${n}`, 0.01);
   expect(done).toEqual(['loud 0', 'loud 1']);
-  expect([turns.waiting('loud'), turns.waiting('quiet'), turns.size]).toEqual([3, 1, 4]);
+  expect(turns.commands).toBe(4);
   await nextTurn();
   add('quiet', 'quiet 1', 0.01);
-  while (turns.size > 0) await nextTurn();
+  while (turns.commands > 0) await nextTurn();
   expect(done.filter((name) => name.startsWith('loud'))).toEqual([0, 1, 2, 3, 4].map((n) => `loud ${n}`));
   expect(done.slice(2, 4)).toEqual(['quiet 0', 'loud 2']);
   await nextTurn();
@@ -46,7 +46,7 @@ test('work is done as it comes until the time of a turn is over; the rest waits 
 
 test('work that takes long lets the loop go on between two pieces', async () => {
   let now = 0;
-  const turns = new Turns(() => now);
+  const turns = new Turns(1, () => now);
   let done = 0;
   const busy = () => {
     now += 5;
@@ -59,16 +59,16 @@ test('work that takes long lets the loop go on between two pieces', async () => 
     await nextTurn();
     expect(done - before).toBeLessThanOrEqual(1);
   }
-  while (turns.size > 0) await nextTurn();
+  while (turns.commands > 0) await nextTurn();
   expect(done).toBe(4);
 });
 
 test('what a piece leaves to promises is part of it', async () => {
   let now = 0;
-  const turns = new Turns(() => now);
+  const turns = new Turns(1, () => now);
   let done = 0;
   for (let n = 0; n < 4; n += 1) {
-    void turns.next('slow').then(() => {
+    void turns.passing('entering').then(() => {
       now += 5;
       done += 1;
     });
@@ -79,7 +79,67 @@ test('what a piece leaves to promises is part of it', async () => {
     await nextTurn();
     expect(done - before).toBeLessThanOrEqual(1);
   }
-  while (turns.size > 0) await nextTurn();
+  while (turns.connections > 0) await nextTurn();
+});
+
+test('[LIM1] connections have but a share of the time, and commands none of it to wait for', async () => {
+  let now = 0;
+  const turns = new Turns(0.25, () => now);
+  const done: number[] = [];
+  // Each takes 10 ms, of which 4 are given and 2.5 earned meanwhile: 14 ms later the next may come.
+  for (let n = 0; n < 4; n += 1) {
+    turns.pass('opening', () => {
+      now += 10;
+      done.push(now);
+    });
+  }
+  const waits = async () => {
+    for (let turn = 0; turn < 20; turn += 1) await nextTurn();
+    await new Promise((resolve) => setTimeout(resolve, 60));
+  };
+  await waits();
+  expect(done).toEqual([10]);
+  let commands = 0;
+  for (let n = 0; n < 100; n += 1) turns.add('tenant', () => (commands += 1));
+  while (turns.commands > 0) await nextTurn();
+  expect([commands, done.length]).toEqual([100, 1]);
+  now += 13;
+  await waits();
+  expect(done.length).toBe(1);
+  now += 2;
+  await waits();
+  expect(done.length).toBe(2);
+  while (turns.connections > 0) {
+    now += 40;
+    await waits();
+  }
+  expect(done.length).toBe(4);
+});
+
+test('[LIM1] what uWebSockets.js does for connections by itself counts as their time', async () => {
+  let now = 0;
+  const turns = new Turns(0.5, () => now);
+  let done = 0;
+  for (let n = 0; n < 100; n += 1) {
+    now += 0.1;
+    turns.passed();
+  }
+  turns.pass('opening', () => (done += 1));
+  for (let turn = 0; turn < 20; turn += 1) await nextTurn();
+  expect(done).toBe(0);
+  now += 20;
+  await new Promise((resolve) => setTimeout(resolve, 60));
+  expect(done).toBe(1);
+});
+
+test('of connections those that began are let in before others begin, and those that go do not wait for all who come', async () => {
+  const turns = new Turns(1);
+  const done: string[] = [];
+  for (const passage of ['opening', 'opening', 'entering', 'entering', 'closing', 'closing'] as const) {
+    turns.pass(passage, () => done.push(passage));
+  }
+  while (turns.connections > 0) await nextTurn();
+  expect(done).toEqual(['entering', 'closing', 'entering', 'closing', 'opening', 'opening']);
 });
 
 test('[LIM1] a tenant that sends thousands at once is answered in order, and another tenant is not kept waiting for it', async () => {

@@ -34,6 +34,7 @@ export class TestClient {
   /** Why the socket was lost, in order. */
   readonly disconnects: string[] = [];
   private readonly waiting = new Set<() => void>();
+  private waking = false;
 
   constructor(readonly socket: Socket) {
     socket.onAny((name: string, data: unknown) => {
@@ -72,7 +73,7 @@ export class TestClient {
     return this.until(() => this.of(name).find(test), `a push ${name}`, timeoutMs);
   }
 
-  /** Resolves with the first value that is not `undefined` or `false`; looked at upon every push and disconnect. */
+  /** Resolves with the first value that is not `undefined` or `false`; looked at after pushes and disconnects. */
   until<T>(look: () => T | undefined | false, what = 'a condition', timeoutMs = 15_000): Promise<T> {
     return new Promise((resolve, reject) => {
       const settle = () => {
@@ -100,8 +101,14 @@ export class TestClient {
     this.socket.disconnect();
   }
 
+  /** Once for all that arrives together: some tests look through thousands of pushes each time. */
   private wake(): void {
-    for (const look of [...this.waiting]) look();
+    if (this.waking || this.waiting.size === 0) return;
+    this.waking = true;
+    setImmediate(() => {
+      this.waking = false;
+      for (const look of [...this.waiting]) look();
+    });
   }
 }
 
