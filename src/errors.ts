@@ -44,6 +44,7 @@ export const limits = [
   'rooms_open',
   'rooms_open_tenant',
   'rooms_session',
+  'run_ahead',
   'run_output',
   'run_uncommitted',
   'run_uncommitted_total',

@@ -310,7 +310,7 @@ int main(int argc, char **argv) {
     if (live == 0) gone = 1;
     if (gone && live == count && !back) back = now_ms() - began;
     unsigned long due = (now_ms() - began) / 1000 * rate;
-    for (int events = is("flood") ? 9 : 1; tries + events <= due; tries += events) {
+    for (int events = is("flood") ? 18 : 1; tries + events <= due; tries += events) {
       struct client *c = &clients[is("slow-reader") ? 0 : tries / events % count];
       if (c->state == LIVE) published += publish(c, events, is("slow-reader") ? 8000 : 200);
     }

@@ -8,7 +8,7 @@ import type { RoomOutput } from './feeds.js';
 import { type RoomKey, roomOf, tenantOf } from './keys.js';
 import type { RunStore } from './run-store.js';
 import { type Chunk, partsOf, resetFrame, stateFrame } from './run-wire.js';
-import type { Logger } from './telemetry.js';
+import { countLimit, type Logger, type Metrics } from './telemetry.js';
 
 /** How long a gap may wait for a chunk that was merely overtaken, in ms. */
 const REORDER_MS = 50;
@@ -56,6 +56,7 @@ export class RunView {
   readonly #store: RunStore;
   readonly #log: Logger;
   readonly #clock: Clock;
+  readonly #metrics: Metrics;
   readonly #out: RoomOutput;
   readonly #onEnd: () => void;
   #run: Run;
@@ -75,7 +76,7 @@ export class RunView {
   constructor(
     room: RoomKey,
     run: Run,
-    deps: { store: RunStore; log: Logger; rooms: RoomOutput; clock: Clock },
+    deps: { store: RunStore; log: Logger; rooms: RoomOutput; clock: Clock; metrics: Metrics },
     onEnd: () => void,
   ) {
     this.id = run.id;
@@ -84,6 +85,7 @@ export class RunView {
     this.#store = deps.store;
     this.#log = deps.log;
     this.#clock = deps.clock;
+    this.#metrics = deps.metrics;
     this.#out = deps.rooms;
     this.#onEnd = onEnd;
   }
@@ -232,7 +234,7 @@ export class RunView {
     if (this.#aheadBytes + chunk.frame.length <= AHEAD_MAX_BYTES) {
       this.#ahead.push(chunk);
       this.#aheadBytes += chunk.frame.length;
-    }
+    } else countLimit(this.#metrics, 'run_ahead');
     this.#healIn(REORDER_MS);
   }
 

@@ -118,6 +118,8 @@ export class Dispatch {
     try {
       const command = this.#admit(session, id, message);
       const enter = (bytes: ArrayBuffer) => {
+        // Engine.IO hands on nothing of a connection that ended while this waited, and nobody would count it out.
+        if (session.state === 'closed') return command.end();
         session.link.admit(command);
         take(bytes);
       };

@@ -1,6 +1,11 @@
 import { Fifo } from '../core/fifo.js';
 
 type Work = () => void;
+interface Piece {
+  readonly work: Work;
+  /** Whether there is nothing left to do. */
+  readonly gone?: (() => boolean) | undefined;
+}
 
 /** What connections do, beside the commands of tenants. */
 export type Passage = 'opening' | 'entering' | 'closing';
@@ -19,8 +24,14 @@ const PIECES = 64;
 /** How long connections may work at once after a pause, in ms, and how far they may overdraw by what nobody can hold back. */
 const BURST_MS = 4;
 const DEBT_MS = 100;
-/** Most that the loop is taken to have spent on a socket before its handler was called, in ms. */
-const HANDED_OVER_MS = 0.2;
+/**
+ * Most that the loop is taken to have spent on a socket before its handler was called, and on one piece, in ms: where it takes
+ * longer the machine did something else meanwhile.
+ */
+const HANDED_OVER_MS = 0.1;
+const PIECE_MAX_MS = 0.25;
+/** A connection has its turn at least so often while others come and go without end, in ms. */
+const LEAST_OFTEN_MS = 5;
 
 /** Groups of work: one piece of each after another, each group's in order. */
 class Line {
@@ -57,7 +68,7 @@ class Line {
 
 /** Connections that open, enter and close: {@link ORDER} tells whose turn it is. */
 class Passages {
-  readonly #queues: Record<Passage, Fifo<Work>> = { opening: new Fifo(), entering: new Fifo(), closing: new Fifo() };
+  readonly #queues: Record<Passage, Fifo<Piece>> = { opening: new Fifo(), entering: new Fifo(), closing: new Fifo() };
   #turn: 0 | 1 = 0;
 
   get size(): number {
@@ -65,14 +76,18 @@ class Passages {
     return opening.size + entering.size + closing.size;
   }
 
-  push(passage: Passage, work: Work): void {
-    this.#queues[passage].push(work);
+  push(passage: Passage, piece: Piece): void {
+    this.#queues[passage].push(piece);
   }
 
   shift(): Work | undefined {
-    const passage = ORDER[this.#turn].find((one) => this.#queues[one].size > 0);
-    this.#turn = this.#turn === 0 ? 1 : 0;
-    return passage && this.#queues[passage].shift();
+    for (;;) {
+      const passage = ORDER[this.#turn].find((one) => this.#queues[one].size > 0);
+      const piece = passage && this.#queues[passage].shift();
+      if (piece?.gone?.()) continue;
+      this.#turn = this.#turn === 0 ? 1 : 0;
+      return piece?.work;
+    }
   }
 }
 
@@ -118,6 +133,7 @@ export class Turns {
   readonly #commands = new Line();
   readonly #connections = new Passages();
   readonly #share: Share;
+  #lastPassage = Number.NEGATIVE_INFINITY;
   /** Turns that began to work off what waited. */
   #turn = 0;
   /** When the time of this turn is over: for what comes, once something came, and for what waited. */
@@ -178,9 +194,9 @@ export class Turns {
     this.#passedAt = now;
   }
 
-  /** Does the work for a connection when it is its turn. It must not throw. */
-  pass(passage: Passage, work: Work): void {
-    this.#connections.push(passage, work);
+  /** Does the work for a connection when it is its turn, unless it is `gone` by then. It must not throw. */
+  pass(passage: Passage, work: Work, gone?: () => boolean): void {
+    this.#connections.push(passage, { work, gone });
     // One more, to see when the last piece was over.
     if (this.#scheduled === 0) this.#schedule();
     this.#schedule();
@@ -209,7 +225,7 @@ export class Turns {
     this.#scheduled -= 1;
     const now = this.now();
     const first = scheduledIn === this.#turn;
-    if (this.#began !== undefined) this.#share.spend(now - this.#began);
+    if (this.#began !== undefined) this.#share.spend(Math.min(PIECE_MAX_MS, now - this.#began));
     this.#began = undefined;
     if (first) {
       this.#turn += 1;
@@ -221,17 +237,23 @@ export class Turns {
   }
 
   #piece(now: number): void {
-    const connections = this.#connections.size > 0 && this.#share.waitMs() === 0;
+    const connections = this.#connections.size > 0 && this.#pauseMs(now) === 0;
     const turnOfConnections = connections && !(this.#alternate && this.#commands.size > 0);
     this.#alternate = turnOfConnections;
-    if (turnOfConnections) this.#began = now;
+    if (turnOfConnections) this.#began = this.#lastPassage = now;
     (turnOfConnections ? this.#connections : this.#commands).shift()?.();
+  }
+
+  /** How long connections have to wait, in ms. */
+  #pauseMs(now: number): number {
+    const leastMs = Math.max(0, Math.ceil(LEAST_OFTEN_MS - (now - this.#lastPassage)));
+    return Math.min(this.#share.waitMs(), leastMs);
   }
 
   /** Sees to it that what waits is done: in the next turn, or when connections have some of their time again. */
   #goOn(): void {
     if (this.#scheduled > 0) return;
-    const pauseMs = this.#connections.size > 0 ? this.#share.waitMs() : Number.POSITIVE_INFINITY;
+    const pauseMs = this.#connections.size > 0 ? this.#pauseMs(this.now()) : Number.POSITIVE_INFINITY;
     if (this.#commands.size > 0 || this.#began !== undefined || pauseMs === 0) {
       for (let n = Math.min(PIECES, this.#commands.size + this.#connections.size + 1); n > 0; n -= 1) this.#schedule();
     } else if (this.#connections.size > 0) {

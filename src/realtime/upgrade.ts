@@ -38,6 +38,9 @@ const HEADERS = ['sec-websocket-key', 'sec-websocket-protocol', 'sec-websocket-e
 /** Engine.IO passes on why a client closed, and nobody reads it. */
 const NO_REASON = new ArrayBuffer(0);
 
+/** Passages that wait for one socket, about: those that are gone already count as well. */
+const PASSAGES = 2;
+
 /** When a client may try again that finds the gateway full, in ms. */
 const FULL_RETRY_MS = 1000;
 
@@ -81,7 +84,8 @@ export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, turns: 
       return ['forbidden', 'Pages of this origin may not open sockets here.'];
     }
     if (hooks.draining()) return ['draining', 'This gateway is leaving; connect again.'];
-    if (links.size >= options.maxConnections) return ['overloaded', 'This gateway is full.'];
+    if (Math.max(links.size, turns.connections / PASSAGES) >= options.maxConnections)
+      return ['overloaded', 'This gateway is full.'];
     return undefined;
   };
 
@@ -125,9 +129,13 @@ export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, turns: 
           const { handshake } = ws.getUserData();
           const link = new Link(ws, options.maxBackpressureBytes / 4);
           links.add(link);
-          turns.pass('opening', () => {
-            if (link.open && handshake) enterEngine(behavior, link, handshake);
-          });
+          turns.pass(
+            'opening',
+            () => {
+              if (handshake) enterEngine(behavior, link, handshake);
+            },
+            () => !link.open,
+          );
           turns.passed();
         },
         message(ws, message, isBinary) {
@@ -161,9 +169,12 @@ export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, turns: 
           link.onClosed();
           // 1006: nobody said goodbye.
           link.slow = code === 1006 && hooks.cut(link);
-          turns.pass('closing', () => {
-            if (link.inEngine) behavior.close?.(forEngine(link), code, NO_REASON);
-          });
+          if (link.inEngine) {
+            turns.pass('closing', () => {
+              behavior.close?.(forEngine(link), code, NO_REASON);
+              link.admit(undefined);
+            });
+          }
           turns.passed();
         },
       });

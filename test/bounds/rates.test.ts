@@ -4,6 +4,7 @@ import { connect } from '../support/client.js';
 import { eventually } from '../support/eventually.js';
 import { type GatewayProcess, startGateway } from '../support/gateway.js';
 import { freshDatabase } from '../support/postgres.js';
+import { Session } from '../support/session.js';
 import { DEV_SERVER_KEY, devToken } from '../support/tokens.js';
 import { Wire } from '../support/wire.js';
 
@@ -88,6 +89,31 @@ test('[LIM1] what a tenant past its rate publishes is refused before it is read,
   expect(await ben.ask('event.publish', bad)).toMatchObject({ ok: false, error: { code: 'bad_request' } });
   ann.close();
   ben.close();
+});
+
+test('[LIM1] commands of sockets that are gone before their turn leave nothing behind', async () => {
+  const { port, url } = gateway;
+  for (let round = 0; round < 12; round += 1) {
+    const sessions = await Promise.all(
+      Array.from({ length: 8 }, async (_, n) =>
+        Session.open({ port, auth: { token: await devToken({ user: `gone-${n}` }) } }),
+      ),
+    );
+    for (const session of sessions) {
+      session.wire.send(
+        ...Array.from({ length: 4 }, () => session.command('event.publish', event)),
+        ...Array.from({ length: 150 }, () => session.command('event.history', { room: 'lobby', limit: 1 })),
+      );
+    }
+    await new Promise((resolve) => setImmediate(resolve));
+    for (const session of sessions) session.close();
+  }
+  const inFlight = async () =>
+    Number(/^tutti_in_flight_bytes(?:\{[^}]*\})? (\S+)$/m.exec(await (await fetch(`${url}/metrics`)).text())?.[1]);
+  await eventually('nothing is in flight', async () => (await inFlight()) === 0, 20_000);
+  const ann = await connect({ url, token: await devToken({ user: 'ann' }) });
+  await eventually('the tenant publishes', async () => (await ann.ask('event.publish', event)).ok, 5000);
+  ann.close();
 });
 
 test('[LIM1] a socket that talks and talks without being let in is closed, and the gateway goes on', async () => {

@@ -142,6 +142,7 @@ const broken: Record<Rule, Record<string, Entry[]>> = {
   },
   'publisher-order': {
     'pipelined on one connection': [send(1, 'x'), send(1.1, 'y'), ack(2, 'x', 2), ack(2, 'y', 1), stored(['y', 'x'])],
+    'whichever file is read first': [stored(['y', 'x']), send(1, 'x'), send(1.1, 'y'), ack(2, 'x', 2), ack(2, 'y', 1)],
   },
   ghost: {
     'nobody sent it': [send(1, 'x'), ack(1.1, 'x', 1), stored(['x', 'q'])],

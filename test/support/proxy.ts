@@ -17,6 +17,9 @@ export interface FaultProxy {
   close(): Promise<void>;
 }
 
+/** Bytes held for a side that takes nothing before the other is not read any more: what a network would hold. */
+const HELD_MAX = 256 * 1024;
+
 /** A TCP proxy on 127.0.0.1 in front of a port of 127.0.0.1, that fails as told. */
 export async function startProxy(targetPort: number): Promise<FaultProxy> {
   const pairs = new Map<Socket, Socket>();
@@ -28,7 +31,18 @@ export async function startProxy(targetPort: number): Promise<FaultProxy> {
   const pipe = (from: Socket, to: Socket) => {
     const waiting: { at: number; chunk: Buffer | 'end' }[] = [];
     let timer: NodeJS.Timeout | undefined;
+    let held = 0;
+    /** A side that does not read slows the other down, as without a proxy. */
+    const press = () => {
+      const full = !to.destroyed && (held > HELD_MAX || to.writableNeedDrain);
+      if (full && !from.isPaused()) from.pause();
+      else if (!full && from.isPaused()) from.resume();
+    };
     const pump = () => {
+      send();
+      press();
+    };
+    const send = () => {
       clearTimeout(timer);
       if (mode === 'blackhole') return;
       for (let next = waiting[0]; next; next = waiting[0]) {
@@ -39,14 +53,19 @@ export async function startProxy(targetPort: number): Promise<FaultProxy> {
         }
         waiting.shift();
         if (next.chunk === 'end') to.end();
-        else if (!to.destroyed) to.write(next.chunk);
+        else {
+          held -= next.chunk.length;
+          if (!to.destroyed) to.write(next.chunk);
+        }
       }
     };
     const take = (chunk: Buffer | 'end') => {
       waiting.push({ at: Date.now() + delayMs, chunk });
+      if (chunk !== 'end') held += chunk.length;
       pump();
     };
     lines.add(pump);
+    to.on('drain', press);
     from.on('data', take);
     from.on('end', () => take('end'));
     from.on('error', () => undefined);

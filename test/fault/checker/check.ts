@@ -31,7 +31,7 @@ export interface CheckOptions {
 }
 
 const FROM_THE_FAULT = /^(gateway-(kill|term|drain)|client|worker)/;
-const BLAMELESS = ['bad_request', 'payload_too_large', 'conflict', 'forbidden', 'unauthenticated', 'token_expired'];
+const BLAMELESS = ['bad_request', 'payload_too_large'];
 
 /**
  * Holds a history against the promises. Reads every file twice: what was sent, acknowledged, made and stored first, then

@@ -89,13 +89,13 @@ function checkRealTime(log: Log, published: Published, findings: Findings): void
 
 /** Events sent once on one connection stand in the order they were sent. */
 function checkPublishers(log: Log, published: Published, findings: Findings): void {
-  const { attempts, connections, mids, sentAt } = published;
+  const { attempts, connections, mids, ordinals, sentAt } = published;
   const newest = new Map<string, number>();
   for (const event of log.events) {
     if (event < 0 || attempts[event] !== 1) continue;
     const connection = connections[event] ?? '';
-    const before = newest.get(connection) ?? -1;
-    if (before > event) {
+    const before = newest.get(connection);
+    if (before !== undefined && (ordinals[before] ?? 0) > (ordinals[event] ?? 0)) {
       const where = `${roomText(log.room)} ${log.epoch}`;
       findings.add(
         'publisher-order',

@@ -27,12 +27,12 @@ export interface Log {
   targets: Float64Array | undefined;
 }
 
-/** What a mid is: events made by the server (`run:…`) come without a send. */
-export const isServerMid = (mid: string): boolean => mid.includes(':');
+/** What a mid is: events made by the server (`run:<id>:…`) come without a send. */
+export const isServerMid = (mid: string): boolean => /^run:[^:]+:[a-z]+$/.test(mid);
 export const roomText = (room: Room): string => `${room.tenant}/${room.name}`;
 
 /**
- * All events of a history, by columns: an event is its index in them, in the order of the first sends. One million
+ * All events of a history, by columns: an event is its index in them, in whatever order the history first names them. One million
  * events take about 600 MB.
  */
 export class Published {
@@ -44,6 +44,8 @@ export class Published {
   /** First send, first ack: µs. */
   readonly sentAt: number[] = [];
   readonly ackedAt: number[] = [];
+  /** Its place among all first sends, those of one connection in their order. */
+  readonly ordinals: number[] = [];
   readonly attempts: number[] = [];
   /** Attempts that were refused; an event with a code in {@link Published.excused} counts for no availability. */
   readonly refused: number[] = [];
@@ -60,6 +62,7 @@ export class Published {
   readonly #names = new Map<string, string>();
   readonly #findings: Findings;
   #tables = false;
+  #sends = 0;
 
   constructor(findings: Findings) {
     this.#findings = findings;
@@ -112,6 +115,7 @@ export class Published {
     this.connections.push('');
     this.sentAt.push(Number.POSITIVE_INFINITY);
     this.ackedAt.push(Number.POSITIVE_INFINITY);
+    this.ordinals.push(NONE);
     this.attempts.push(0);
     this.refused.push(0);
     this.ackLogs.push(undefined);
@@ -129,6 +133,7 @@ export class Published {
       this.rooms[event] = room;
       this.publishers[event] = this.#name(publisher);
       this.connections[event] = this.#name(conn);
+      this.ordinals[event] = this.#sends++;
     } else if (this.rooms[event] !== room || this.publishers[event] !== publisher) {
       throw new Error(`A history names one event by a mid, but ${mid} was sent twice: to ${roomText(room)}, too`);
     }
