@@ -2,6 +2,9 @@ import { TuttiError } from '../errors.js';
 import type { MemoryGuard } from './memory.js';
 import type { Principal } from './principal.js';
 
+/** How long a bucket that had too few tokens is taken to be short of them, in ms. */
+const SHORT_MS = 1000;
+
 /**
  * A token bucket: `perSecond` on average, `burst` at once. No timer and no state elsewhere; it ends with the object
  * that holds it.
@@ -9,6 +12,7 @@ import type { Principal } from './principal.js';
 export class TokenBucket {
   #tokens: number;
   #at: number;
+  #shortAt = Number.NEGATIVE_INFINITY;
 
   /** @param now a clock in ms that never goes back */
   constructor(
@@ -22,18 +26,27 @@ export class TokenBucket {
 
   /** Takes `n` tokens. @returns 0 where they were taken; else nothing was, and in so many ms they would be there. */
   take(n = 1): number {
-    const waitMs = this.waitMs(n);
+    const waitMs = this.#waitMs(n);
     if (waitMs === 0) this.#tokens -= n;
     return waitMs;
   }
 
-  /** In how many ms `n` tokens would be there; 0: they are. */
-  waitMs(n = 1): number {
+  /**
+   * Foretells what {@link take} will return to one who comes after `ahead` others that have not taken theirs yet. Those count only while
+   * tokens run short: else there will be more of them when the others have come, however long that takes.
+   */
+  expect(ahead: number): number {
+    return this.#waitMs(this.now() - this.#shortAt < SHORT_MS ? ahead + 1 : 1);
+  }
+
+  #waitMs(n: number): number {
     const at = this.now();
     const earned = (Math.max(0, at - this.#at) / 1000) * this.perSecond;
     this.#tokens = Math.min(this.burst, this.#tokens + earned);
     this.#at = at;
-    return this.#tokens >= n ? 0 : Math.max(1, Math.ceil(((n - this.#tokens) / this.perSecond) * 1000));
+    if (this.#tokens >= n) return 0;
+    this.#shortAt = at;
+    return Math.max(1, Math.ceil(((n - this.#tokens) / this.perSecond) * 1000));
   }
 }
 
@@ -53,9 +66,9 @@ export class TokenBuckets {
     return this.#bucket(key).take();
   }
 
-  /** When a key would have `n` tokens. @returns as {@link TokenBucket.waitMs} */
-  waitMs(key: string, n: number): number {
-    return this.#bucket(key).waitMs(n);
+  /** Foretells for a key. @returns as {@link TokenBucket.expect} */
+  expect(key: string, ahead: number): number {
+    return this.#bucket(key).expect(ahead);
   }
 
   #bucket(key: string): TokenBucket {
