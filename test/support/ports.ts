@@ -4,12 +4,14 @@ import { createServer } from 'node:net';
 const LOWEST = 10_000;
 const HIGHEST = 32_000;
 const TRIES = 200;
+/** Within that range, those that `fetch` and browsers refuse to talk to, by the standard of Fetch ("bad port"). */
+const REFUSED = new Set([10_080]);
 
 /** A TCP port of 127.0.0.1 that was free a moment ago, and that no outgoing connection will be given. */
 export async function freePort(): Promise<number> {
   for (let tried = 0; tried < TRIES; tried++) {
     const port = LOWEST + Math.floor(Math.random() * (HIGHEST - LOWEST));
-    if (await isFree(port)) return port;
+    if (!REFUSED.has(port) && (await isFree(port))) return port;
   }
   throw new Error(`no free port between ${LOWEST} and ${HIGHEST}`);
 }
