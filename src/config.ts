@@ -174,7 +174,7 @@ export const environment = z.object({
     1000,
     1,
     10_000_000,
-    'Events that one tenant may publish a second through one gateway, over sockets and HTTP; half as many at once.',
+    'Events that one tenant may publish a second through one gateway, over sockets and HTTP; a quarter as many at once.',
   ),
   TUTTI_WORKER_COMMANDS_PER_SECOND: int(
     5000,

@@ -32,7 +32,7 @@ export interface RoomsDeps {
   bus: Bus;
   metrics: Metrics;
   clock: Clock;
-  /** Publishes a second of one tenant on this gateway, over sockets and HTTP; half as many at once. */
+  /** Publishes a second of one tenant on this gateway, over sockets and HTTP; a quarter as many at once. */
   limits: { roomsPerSession: number; publishesPerSecond: number };
   /** Asked before a reader is let into a room: a replay takes memory. */
   memory: Pick<MemoryGuard, 'check'>;
@@ -51,7 +51,7 @@ export class Rooms {
   constructor(deps: RoomsDeps) {
     this.#deps = deps;
     const { publishesPerSecond } = deps.limits;
-    this.#publishes = new TokenBuckets(publishesPerSecond, Math.max(1, publishesPerSecond / 2));
+    this.#publishes = new TokenBuckets(publishesPerSecond, Math.max(1, publishesPerSecond / 4));
   }
 
   /**
