@@ -1,4 +1,5 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
+import { TokenBucket } from '../../src/core/limits.js';
 import { makeTenant } from '../e2e/tenants-made.js';
 import { connect } from '../support/client.js';
 import { eventually } from '../support/eventually.js';
@@ -114,6 +115,19 @@ test('[LIM1] commands of sockets that are gone before their turn leave nothing b
   const ann = await connect({ url, token: await devToken({ user: 'ann' }) });
   await eventually('the tenant publishes', async () => (await ann.ask('event.publish', event)).ok, 5000);
   ann.close();
+});
+
+test('[LIM1] who waits on a slow gateway is not taken for a flood: those ahead count only while tokens run short', () => {
+  let now = 0;
+  const bucket = new TokenBucket(1000, 250, () => now);
+  expect(bucket.expect(2000)).toBe(0);
+  for (let n = 0; n < 250; n += 1) expect(bucket.take()).toBe(0);
+  expect(bucket.take()).toBeGreaterThan(0);
+  now += 10;
+  expect([bucket.expect(5), bucket.expect(9)]).toEqual([0, 0]);
+  expect(bucket.expect(20)).toBeGreaterThan(0);
+  now += 1000;
+  expect(bucket.expect(2000)).toBe(0);
 });
 
 test('[LIM1] a socket that talks and talks without being let in is closed, and the gateway goes on', async () => {
