@@ -196,10 +196,10 @@ export const environment = z.object({
   ),
 
   TUTTI_APPEND_LANES: int(
-    2,
+    4,
     1,
     64,
-    'Batches of events committed at the same time. More of them carry more only where Postgres has cores to spare; with few, events that come together share a commit.',
+    'Batches of events committed at the same time. One tenant has one of them, and further ones, but for the last, where its events fill one or wait.',
   ),
   TUTTI_APPEND_BATCH_MAX: int(64, 1, 1000, 'Events in one commit.'),
   TUTTI_APPEND_LINGER_MS: int(2, 0, 100, 'How long a commit waits for company, in ms.'),

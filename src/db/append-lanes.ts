@@ -1,16 +1,12 @@
-import { setTimeout as sleep, setImmediate as turn } from 'node:timers/promises';
+import { setTimeout as sleep } from 'node:timers/promises';
 import type { Append, Appended } from '../core/log.js';
 import type { Logger, Metrics } from '../core/telemetry.js';
 import { TuttiError } from '../errors.js';
 import type { Outcome } from './append-batch.js';
+import { AppendQueue, type Batch, type QueueLimits, type Waiting } from './append-queue.js';
 import { codeOf, isDataError } from './refusal.js';
 
-export interface AppendLimits {
-  lanes: number;
-  /** Events in one commit. */
-  batchMax: number;
-  /** How long a commit waits for company, in ms. */
-  lingerMs: number;
+export interface AppendLimits extends QueueLimits {
   /** Events waiting in all lanes before appends are refused with `overloaded`. */
   queueMax: number;
   /** Length of the events waiting in all lanes, in UTF-16 units, before appends are refused likewise. */
@@ -22,24 +18,12 @@ export interface AppendLimits {
 /** Commits a batch over one connection: rejects when nothing, or nobody knows what, was committed. */
 export type Commit = (events: readonly Append[]) => Promise<Outcome[]>;
 
-/** UTF-16 length of the events of one commit. */
-const BATCH_LENGTH = 2 * 1024 * 1024;
 /** Part of the queue one tenant may fill. */
 const TENANT_SHARE = 0.75;
 const BACKOFF_MIN_MS = 25;
 const BACKOFF_MAX_MS = 1000;
 /** A failed commit says nothing of now after so long without another attempt, in ms: nobody publishes. */
 const FAILURE_KEPT_MS = 30_000;
-
-interface Waiting {
-  readonly event: Append;
-  readonly length: number;
-  readonly since: number;
-  readonly timer: NodeJS.Timeout;
-  state: 'queued' | 'sent' | 'done';
-  resolve(appended: Appended): void;
-  reject(error: TuttiError): void;
-}
 
 /** What waits in all lanes together, or of one tenant. */
 class Load {
@@ -51,35 +35,52 @@ class Load {
   }
 }
 
-/**
- * Group commit. A room always takes the same lane, a lane has one batch in flight, and a batch is settled before the
- * next begins: so events of a room keep the order of their appends, also when a connection is lost in between.
- */
+/** Group commit: each lane, a connection of its own, commits one batch after another of what waits. */
 export class AppendLanes {
   readonly #limits: AppendLimits;
+  readonly #metrics: Metrics;
   readonly #load = new Load();
   readonly #tenants = new Map<string, Load>();
+  readonly #queue: AppendQueue;
   readonly #lanes: Lane[];
+  readonly #idle: Lane[];
+  #scheduled = false;
   #draining = false;
+  #lastBatchMs = 10;
+  #onIdle: (() => void)[] = [];
 
   constructor(commits: readonly Commit[], limits: AppendLimits, metrics: Metrics, log: Logger) {
     this.#limits = limits;
+    this.#metrics = metrics;
+    this.#queue = new AppendQueue(limits, () => this.#schedule());
     this.#lanes = commits.map(
-      (commit) => new Lane(commit, limits, (waiting, by) => this.#count(waiting, by), metrics, log),
+      (commit) => new Lane(commit, (waiting, outcome) => this.#answer(waiting, outcome), metrics, log),
     );
+    this.#idle = [...this.#lanes];
     metrics.gauge('append_queue', () => this.#load.events);
     metrics.gauge('append_queue_bytes', () => this.#load.length);
   }
 
   append(event: Append): Promise<Appended> {
-    const lane = this.#lanes[hash(event.tenant, event.room) % this.#lanes.length] as Lane;
     if (this.#draining) return Promise.reject(new TuttiError('draining', 'This gateway is leaving service.'));
     if (this.#load.fills(this.#limits, 1) || this.#tenants.get(event.tenant)?.fills(this.#limits, TENANT_SHARE)) {
       const message = 'Too many events wait for their commit; send it again later with the same mid.';
-      const retryAfterMs = lane.expectedWaitMs();
+      const retryAfterMs = this.#expectedWaitMs();
       return Promise.reject(new TuttiError('overloaded', message, { retryAfterMs, limit: 'append_queue' }));
     }
-    return lane.append(event);
+    return new Promise((resolve, reject) => {
+      const waiting: Waiting = {
+        event,
+        length: event.data.length + event.by.length,
+        since: performance.now(),
+        timer: setTimeout(() => this.#expire(waiting), this.#limits.timeoutMs),
+        state: 'queued',
+        resolve,
+        reject,
+      };
+      this.#count(waiting, 1);
+      this.#queue.push(waiting);
+    });
   }
 
   /** Since when some lane commits nothing though it tries to, ms since the Unix epoch; `undefined` where all do. */
@@ -90,7 +91,77 @@ export class AppendLanes {
 
   async drain(): Promise<void> {
     this.#draining = true;
-    await Promise.all(this.#lanes.map((lane) => lane.idle()));
+    if (!this.#resting()) await new Promise<void>((resolve) => this.#onIdle.push(resolve));
+  }
+
+  #resting(): boolean {
+    return this.#queue.queued === 0 && this.#idle.length === this.#lanes.length;
+  }
+
+  #expectedWaitMs(): number {
+    const batches = Math.ceil(this.#queue.queued / this.#limits.batchMax / this.#lanes.length);
+    return Math.min(5000, Math.max(100, Math.ceil(batches * this.#lastBatchMs)));
+  }
+
+  /**
+   * Whoever appends in this turn of the loop comes along. A microtask is too early: each message that was read in this turn has a
+   * callback of its own, with microtasks in between.
+   */
+  #schedule(): void {
+    if (this.#scheduled || this.#idle.length === 0) return;
+    this.#scheduled = true;
+    setImmediate(() => {
+      this.#scheduled = false;
+      this.#dispatch();
+    });
+  }
+
+  #dispatch(): void {
+    while (this.#idle.length > 0) {
+      const batch = this.#queue.take();
+      if (!batch) break;
+      void this.#work(this.#idle.pop() as Lane, batch);
+    }
+    if (this.#resting()) for (const resolve of this.#onIdle.splice(0)) resolve();
+  }
+
+  async #work(lane: Lane, batch: Batch): Promise<void> {
+    const began = performance.now();
+    await lane.settle(batch.events);
+    this.#lastBatchMs = performance.now() - began;
+    // Lanes that have nothing to commit do not learn by themselves that commits succeed again.
+    if (lane.failingSince() === undefined) for (const other of this.#idle) other.forgive();
+    this.#idle.push(lane);
+    batch.done();
+    this.#schedule();
+  }
+
+  #answer(waiting: Waiting, outcome: Answer): void {
+    if (waiting.state === 'done') return;
+    this.#finish(waiting);
+    if (outcome instanceof TuttiError) {
+      waiting.reject(outcome);
+    } else if (outcome === 'conflict') {
+      waiting.reject(new TuttiError('conflict', 'This mid belongs to an event of another publisher.'));
+    } else {
+      this.#metrics.observe('commit', (performance.now() - waiting.since) / 1000, {});
+      if (outcome.duplicate) this.#metrics.add('publish_duplicates', {});
+      else this.#metrics.add('publishes', { kind: 'event' });
+      waiting.resolve(outcome);
+    }
+  }
+
+  #expire(waiting: Waiting): void {
+    if (waiting.state === 'queued') this.#queue.expire(waiting);
+    this.#finish(waiting);
+    waiting.reject(new TuttiError('log_unavailable', 'No commit in time. Send it again with the same mid.'));
+    this.#schedule();
+  }
+
+  #finish(waiting: Waiting): void {
+    clearTimeout(waiting.timer);
+    waiting.state = 'done';
+    this.#count(waiting, -1);
   }
 
   #count({ event: { tenant }, length }: Waiting, by: 1 | -1): void {
@@ -104,62 +175,23 @@ export class AppendLanes {
   }
 }
 
+/** What an event is told: what became of it, or that Postgres refuses it. */
+type Answer = Outcome | TuttiError;
+
+/** Has one batch in flight, and settles it before the next: nothing of it is on its way any more when it says so. */
 class Lane {
   readonly #commit: Commit;
-  readonly #limits: AppendLimits;
-  /** Told of every event that begins to wait (1) and ends it (-1). */
-  readonly #count: (waiting: Waiting, by: 1 | -1) => void;
+  readonly #answer: (waiting: Waiting, answer: Answer) => void;
   readonly #metrics: Metrics;
   readonly #log: Logger;
-  /** Tenants with something queued; the first is served next. */
-  readonly #queues = new Map<string, Waiting[]>();
-  #queued = 0;
-  #working = false;
-  /** Events worth waiting for before a batch leaves. */
-  #target = 1;
-  #gathered: (() => void) | undefined;
-  #lastBatchMs = 10;
   /** Attempts that failed since the last one that did not: begin of the first by the wall clock, end of the last by the monotonic one. */
   #failing: { since: number; last: number } | undefined;
-  #onIdle: (() => void)[] = [];
 
-  constructor(
-    commit: Commit,
-    limits: AppendLimits,
-    count: (waiting: Waiting, by: 1 | -1) => void,
-    metrics: Metrics,
-    log: Logger,
-  ) {
+  constructor(commit: Commit, answer: (waiting: Waiting, answer: Answer) => void, metrics: Metrics, log: Logger) {
     this.#commit = commit;
-    this.#limits = limits;
-    this.#count = count;
+    this.#answer = answer;
     this.#metrics = metrics;
     this.#log = log;
-  }
-
-  append(event: Append): Promise<Appended> {
-    return new Promise((resolve, reject) => {
-      const waiting: Waiting = {
-        event,
-        length: event.data.length + event.by.length,
-        since: performance.now(),
-        timer: setTimeout(() => this.#expire(waiting), this.#limits.timeoutMs),
-        state: 'queued',
-        resolve,
-        reject,
-      };
-      const queue = this.#queues.get(event.tenant);
-      if (queue) queue.push(waiting);
-      else this.#queues.set(event.tenant, [waiting]);
-      this.#queued += 1;
-      this.#count(waiting, 1);
-      this.#wake();
-    });
-  }
-
-  expectedWaitMs(): number {
-    const batches = Math.ceil(this.#queued / this.#limits.batchMax);
-    return Math.min(5000, Math.max(100, Math.ceil(batches * this.#lastBatchMs)));
   }
 
   failingSince(): number | undefined {
@@ -167,70 +199,12 @@ class Lane {
     return old ? undefined : this.#failing?.since;
   }
 
-  idle(): Promise<void> {
-    if (!this.#working && this.#queued === 0) return Promise.resolve();
-    return new Promise((resolve) => this.#onIdle.push(resolve));
-  }
-
-  #wake(): void {
-    if (!this.#working) void this.#work();
-    else if (this.#queued >= this.#target) this.#gathered?.();
-  }
-
-  async #work(): Promise<void> {
-    this.#working = true;
-    // Whoever appends in this turn of the loop comes along. A microtask is too early: each message that was read
-    // in this turn has a callback of its own, with microtasks in between.
-    await turn();
-    while (this.#queued > 0) {
-      if (this.#queued < this.#target && this.#limits.lingerMs > 0) await this.#company();
-      const batch = this.#take();
-      const began = performance.now();
-      await this.#settle(batch);
-      this.#lastBatchMs = performance.now() - began;
-      this.#target = Math.min(this.#limits.batchMax, Math.max(1, batch.length, Math.floor(this.#target * 0.9)));
-    }
-    // Only such as gave up waiting can be left.
-    this.#queues.clear();
-    this.#working = false;
-    for (const resolve of this.#onIdle.splice(0)) resolve();
-  }
-
-  /** Waits for about as many events as came lately, so that a lone publisher waits for nobody. */
-  #company(): Promise<void> {
-    return new Promise((resolve) => {
-      const done = () => {
-        clearTimeout(timer);
-        this.#gathered = undefined;
-        resolve();
-      };
-      const timer = setTimeout(done, this.#limits.lingerMs);
-      this.#gathered = done;
-    });
-  }
-
-  /** The next batch: one event of each tenant in turn, each tenant's oldest first. */
-  #take(): Waiting[] {
-    const batch: Waiting[] = [];
-    let length = 0;
-    while (batch.length < this.#limits.batchMax && (batch.length === 0 || length < BATCH_LENGTH)) {
-      const next = this.#queues.entries().next().value;
-      if (!next) break;
-      const [tenant, queue] = next;
-      const waiting = queue.shift();
-      this.#queues.delete(tenant);
-      if (queue.length > 0) this.#queues.set(tenant, queue);
-      if (waiting?.state !== 'queued') continue;
-      waiting.state = 'sent';
-      this.#queued -= 1;
-      length += waiting.length;
-      batch.push(waiting);
-    }
-    return batch;
+  forgive(): void {
+    this.#failing = undefined;
   }
 
   /** Returns when every event of the batch has its answer and no statement of it runs any more. */
-  async #settle(batch: readonly Waiting[]): Promise<void> {
+  async settle(batch: readonly Waiting[]): Promise<void> {
     let backoffMs = BACKOFF_MIN_MS;
     for (;;) {
       // Sending again is safe: an event that did get in is found by its mid.
@@ -242,7 +216,7 @@ class Lane {
         this.#failing = undefined;
         this.#metrics.observe('append_batch', (performance.now() - began) / 1000, {});
         open.forEach((waiting, i) => {
-          this.#answer(waiting, outcomes[i]);
+          this.#answer(waiting, outcomes[i] ?? new TuttiError('internal', 'Internal error.'));
         });
         return;
       } catch (error) {
@@ -264,48 +238,11 @@ class Lane {
     const [first] = batch;
     if (first && batch.length === 1) {
       this.#log.warn({ code: codeOf(error), tenant: first.event.tenant, room: first.event.room }, 'event refused');
-      this.#finish(first);
-      first.reject(new TuttiError('bad_request', 'The database refuses this event.', { cause: error }));
+      this.#answer(first, new TuttiError('bad_request', 'The database refuses this event.', { cause: error }));
       return;
     }
     const middle = Math.ceil(batch.length / 2);
-    await this.#settle(batch.slice(0, middle));
-    await this.#settle(batch.slice(middle));
+    await this.settle(batch.slice(0, middle));
+    await this.settle(batch.slice(middle));
   }
-
-  #answer(waiting: Waiting, outcome: Outcome | undefined): void {
-    if (waiting.state === 'done') return;
-    this.#finish(waiting);
-    if (outcome === undefined) {
-      waiting.reject(new TuttiError('internal', 'Internal error.'));
-    } else if (outcome === 'conflict') {
-      waiting.reject(new TuttiError('conflict', 'This mid belongs to an event of another publisher.'));
-    } else {
-      this.#metrics.observe('commit', (performance.now() - waiting.since) / 1000, {});
-      if (outcome.duplicate) this.#metrics.add('publish_duplicates', {});
-      else this.#metrics.add('publishes', { kind: 'event' });
-      waiting.resolve(outcome);
-    }
-  }
-
-  #expire(waiting: Waiting): void {
-    if (waiting.state === 'queued') this.#queued -= 1;
-    this.#finish(waiting);
-    waiting.reject(new TuttiError('log_unavailable', 'No commit in time. Send it again with the same mid.'));
-  }
-
-  #finish(waiting: Waiting): void {
-    clearTimeout(waiting.timer);
-    waiting.state = 'done';
-    this.#count(waiting, -1);
-  }
-}
-
-/** FNV-1a over the room's key. */
-function hash(tenant: string, room: string): number {
-  let value = 0x811c9dc5;
-  for (const text of [tenant, ':', room]) {
-    for (let i = 0; i < text.length; i++) value = Math.imul(value ^ text.charCodeAt(i), 0x01000193);
-  }
-  return value >>> 0;
 }

@@ -7,14 +7,17 @@ import { toJsonText } from '../../src/protocol/primitives.js';
 
 export const silent: Logger = { debug() {}, info() {}, warn() {}, error() {} };
 
-/** Counts what is added; reads gauges. */
+/** Counts what is added and how often something is observed; reads gauges. */
 export class Counts implements Metrics {
   readonly added = new Map<string, number>();
+  readonly observed = new Map<string, number>();
   readonly gauges = new Map<string, () => number>();
   add(name: string, _labels: object, by = 1): void {
     this.added.set(name, (this.added.get(name) ?? 0) + by);
   }
-  observe(): void {}
+  observe(name: string): void {
+    this.observed.set(name, (this.observed.get(name) ?? 0) + 1);
+  }
   gauge(name: string, read: () => number): void {
     this.gauges.set(name, read);
   }

@@ -160,9 +160,12 @@ export const noFence: Plant = {
 
 /** The events of a tenant that wait for a commit are taken newest first. */
 export const newestFirst: Plant = {
-  module: 'db/append-lanes',
-  find: 'const waiting = queue.shift();',
-  put: 'const waiting = queue.pop();',
+  module: 'db/append-queue',
+  find: 'const waiting = room?.events.shift();',
+  put: `const all = [];
+    while (room?.events.size > 0) all.push(room.events.shift());
+    const waiting = all.pop();
+    for (const one of all) room.events.push(one);`,
 };
 
 /** Every twentieth publish is refused, and for good. */
