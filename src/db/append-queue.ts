@@ -25,6 +25,8 @@ export interface QueueLimits {
 
 /** UTF-16 length of the events of one commit. */
 const BATCH_LENGTH = 2 * 1024 * 1024;
+/** Events of a room that go into a batch before those of the tenant's next one: fewer rooms in a batch leave more to other lanes. */
+const ROOM_RUN = 8;
 /** How long events of a tenant wait for its commit in flight before they take another lane, in ms. */
 const PATIENCE_MS = 20;
 /** How long it is remembered how much company a tenant's events had, in ms. */
@@ -34,6 +36,8 @@ class Room {
   readonly events = new Fifo<Waiting>();
   /** Events that still wait; those that gave up stay in line until it is their turn. */
   queued = 0;
+  /** Events in the batch that is in the making. */
+  taken = 0;
   inFlight = false;
 
   constructor(readonly name: string) {}
@@ -60,7 +64,7 @@ class Tenant {
 /** What a batch has of one tenant. */
 interface Taken {
   readonly rooms: Set<Room>;
-  readonly events: number;
+  events: number;
 }
 
 /** Events to commit at once. `done` lets the next ones of their rooms go. */
@@ -70,7 +74,7 @@ export interface Batch {
 }
 
 /**
- * What waits for a commit, and whose turn it is: one event of each tenant after another, of a tenant one of each room, of a room the
+ * What waits for a commit, and whose turn it is: one event of each tenant after another, of a tenant a few of each room, of a room the
  * oldest. A room has one batch in flight, so that its events keep the order of their appends. A tenant has one, too, as long as what
  * came meanwhile goes into the next: a tenant with many events then makes large commits, not many, and leaves lanes to others.
  */
@@ -128,22 +132,24 @@ export class AppendQueue {
       if (!tenant) break;
       const [room] = tenant.ready;
       const waiting = room?.events.shift();
-      // To the end of the turn, and its room to the end of its own.
+      // To the end of the turn.
       this.#turns.delete(tenant);
-      if (room) tenant.ready.delete(room);
-      if (!room || waiting?.state !== 'queued') {
-        if (room && room.events.size > 0) tenant.ready.add(room);
-        if (tenant.ready.size > 0) this.#turns.add(tenant);
-        continue;
+      if (room && waiting?.state === 'queued') {
+        waiting.state = 'sent';
+        room.taken += 1;
+        this.#count(tenant, room, -1);
+        length += waiting.length;
+        events.push(waiting);
+        const own = taken.get(tenant) ?? { rooms: new Set(), events: 0 };
+        own.rooms.add(room);
+        own.events += 1;
+        taken.set(tenant, own);
       }
-      waiting.state = 'sent';
-      this.#count(tenant, room, -1);
-      if (room.queued > 0) tenant.ready.add(room);
+      if (room && (room.events.size === 0 || room.taken % ROOM_RUN === 0)) {
+        tenant.ready.delete(room);
+        if (room.events.size > 0) tenant.ready.add(room);
+      }
       if (tenant.queued > 0) this.#turns.add(tenant);
-      length += waiting.length;
-      events.push(waiting);
-      const own = taken.get(tenant) ?? { rooms: new Set(), events: 0 };
-      taken.set(tenant, { rooms: own.rooms.add(room), events: own.events + 1 });
     }
     if (events.length === 0) return undefined;
     for (const [tenant, own] of taken) this.#begin(tenant, own);
@@ -158,6 +164,7 @@ export class AppendQueue {
   #begin(tenant: Tenant, { rooms, events }: Taken): void {
     for (const room of rooms) {
       room.inFlight = true;
+      room.taken = 0;
       tenant.queued -= tenant.ready.delete(room) ? room.queued : 0;
     }
     tenant.lanes += 1;

@@ -125,7 +125,7 @@ function program(): string[] {
   const built = join(root, 'dist/main.js');
   const buildInfo = join(root, 'dist/tutti.tsbuildinfo');
   if (existsSync(built) && existsSync(buildInfo) && statSync(buildInfo).mtimeMs >= newestSource())
-    return ['--max-semi-space-size=4', built];
+    return ['--max-semi-space-size=2', built];
   return ['--import', 'tsx', join(root, 'src/main.ts')];
 }
 
