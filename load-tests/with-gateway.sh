@@ -19,7 +19,7 @@ export BASE_URL SERVER_KEY WORKER_KEY
 NODE_ENV=development HOST=127.0.0.1 PORT=$port LOG_LEVEL=${LOG_LEVEL:-warn} TUTTI_DATA_DIR=$data \
   TUTTI_DEV_SECRET=$(secret) TUTTI_DEV_SERVER_KEY=$SERVER_KEY TUTTI_DEV_WORKER_KEY=$WORKER_KEY \
   TUTTI_DEMO_WORKER=${TUTTI_DEMO_WORKER:-false} TUTTI_MAX_SESSIONS_PER_USER=10000 TUTTI_TENANT_COMMANDS_PER_SECOND=1000000 \
-  node --max-semi-space-size=4 dist/main.js >"$data/gateway.log" 2>&1 </dev/null &
+  node --max-semi-space-size=2 dist/main.js >"$data/gateway.log" 2>&1 </dev/null &
 gateway=$!
 
 finish() {

@@ -100,6 +100,11 @@ export class AppendQueue {
     return this.#queued;
   }
 
+  /** Tenants that are known: they have events waiting or on their way, or had some just now. */
+  get tenants(): number {
+    return this.#tenants.size;
+  }
+
   push(waiting: Waiting): void {
     const { tenant: id, room: name } = waiting.event;
     const tenant = this.#tenants.get(id) ?? new Tenant(id);
