@@ -314,7 +314,8 @@ export class Feed {
       after = cursor;
       page = await this.#page(after);
     }
-    if (!current() || replay.cursor < after) return;
+    // A rebase meanwhile has put the reader at the head: it lacks nothing.
+    if (!current() || replay.cursor < after || replay.cursor >= this.#head) return;
     if (epoch !== this.#epoch) return;
     if (page && page.head.epoch === epoch && page.head.floor <= replay.cursor) {
       if (page.head.head <= replay.cursor) return;

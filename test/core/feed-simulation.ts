@@ -1,144 +1,10 @@
-import type { FeedsLimits } from '../../src/core/feeds.js';
-import { roomKey } from '../../src/core/keys.js';
-import type { JoinFrom } from '../../src/protocol/commands.js';
-import { type EventRecord, type Frame, payloadOf } from '../../src/protocol/frames.js';
-import { type Position, toJsonText } from '../../src/protocol/primitives.js';
-import type { LiveRun } from '../../src/protocol/runs.js';
+import { toJsonText } from '../../src/protocol/primitives.js';
 import { act, random } from '../support/random.js';
-import { headOf, SimRooms } from './sim-log.js';
-import { SimGateway, SimViewer, type SimWorld, user } from './simulation.js';
-import { VirtualClock } from './virtual-clock.js';
-
-export const key = roomKey('t', 'r');
-
-export const limits: FeedsLimits = {
-  ringBytes: 4096,
-  gapRepairMs: 50,
-  replayBufferBytes: 1024 * 1024,
-  ringBytesTotal: 64 * 1024,
-  headCheckMs: 1000,
-  lingerMs: 500,
-  roomsOpen: { total: 1000, perTenant: 1000 },
-};
-
-/** A world with one room `r` of tenant `t` and some gateways. */
-export function feedWorld(
-  seed: number,
-  { bus = { drop: 0.1, repeat: 0.1, maxDelayMs: 80 }, lose = 0, gateways = 2, feedLimits = limits } = {},
-) {
-  const next = random(seed);
-  const clock = new VirtualClock();
-  const rooms = new SimRooms(() => clock.now());
-  const line = { maxDelayMs: 20, lose };
-  const world: SimWorld = { clock, random: next, rooms, buses: [], bus, line, feedLimits };
-  const gateways_ = Array.from({ length: gateways }, () => new SimGateway(world));
-  const node = (i: number): SimGateway => {
-    const found = gateways_[i];
-    if (!found) throw new Error(`no gateway ${i}`);
-    return found;
-  };
-  const publish = (gateway: number, text: string) => {
-    const event = { room: 'r', type: 'x', data: toJsonText(text), mid: text };
-    return node(gateway).rooms.publish(user('a'), event);
-  };
-  return { ...world, world, gateways: gateways_, node, publish };
-}
-
-/** A reader that joins, leaves and comes back somewhere with its position, and checks what it gets. */
-export class Reader {
-  position: Position | undefined;
-  read = 0;
-  readonly texts: string[] = [];
-  resyncs = 0;
-  attached = false;
-  problem: Error | undefined;
-  #joins = 0;
-
-  constructor(
-    readonly rooms: SimRooms,
-    public viewer: SimViewer,
-    /** Is told of everything that is read, in order. */
-    readonly sink?: {
-      joined(live: readonly LiveRun[]): void;
-      resynced(): void;
-      event(json: string): void;
-      frame(frame: Frame, live: boolean): void;
-    },
-  ) {}
-
-  /** Takes what came; throws at the first gap, repeat, reorder, invention or needless resync. */
-  take(): void {
-    if (this.problem) throw this.problem;
-    for (; this.read < this.viewer.frames.length; this.read += 1) {
-      const frame = this.viewer.frames[this.read] as Frame;
-      if (frame.startsWith('42["room.resync"')) this.#resync(JSON.parse(payloadOf(frame, 'room.resync')).position);
-      if (!frame.startsWith('42["event"')) {
-        this.sink?.frame(frame, this.viewer.live.has(this.read));
-        continue;
-      }
-      const json = payloadOf(frame, 'event');
-      const { epoch, seq, mid } = JSON.parse(json) as EventRecord;
-      if (!this.position) throw new Error('an event came before the reply');
-      if (epoch !== this.position.epoch) throw new Error(`epoch ${epoch} after ${this.position.epoch}`);
-      if (seq !== this.position.seq + 1) throw new Error(`seq ${seq} after ${this.position.seq}`);
-      if (!this.rooms.ever.has(`${epoch} ${seq} ${mid}`)) throw new Error(`${mid} was never committed as ${seq}`);
-      this.position = { epoch, seq };
-      this.texts.push(mid);
-      this.sink?.event(json);
-    }
-  }
-
-  join(gateway: SimGateway, otherwise: JoinFrom = 'start', latencyMs = 0): void {
-    const from = this.position ?? otherwise;
-    const { viewer } = this;
-    const round = ++this.#joins;
-    this.attached = false;
-    const joined = gateway.request(latencyMs, () =>
-      gateway.rooms.join(user('reader'), { room: 'r', from }, viewer, ({ position, resync, runs }) => {
-        if (viewer !== this.viewer || round !== this.#joins) return;
-        this.attached = true;
-        try {
-          this.take();
-          this.#joined(from, position, resync !== undefined);
-          this.sink?.joined(runs);
-        } catch (problem) {
-          this.problem = problem as Error;
-        }
-      }),
-    );
-    joined.catch((problem) => {
-      if (problem?.code === undefined) this.problem = problem;
-    });
-  }
-
-  #joined(from: JoinFrom, position: Position, resync: boolean): void {
-    if (resync) this.#resync(position);
-    else if (typeof from === 'object' && (position.epoch !== from.epoch || position.seq !== from.seq)) {
-      throw new Error(`resumed at ${position.seq} instead of ${from.seq}`);
-    }
-    this.position = position;
-  }
-
-  /** On a new connection; the old one says nothing any more. */
-  move(viewer: SimViewer): void {
-    this.take();
-    this.viewer.closed = 'gone';
-    this.viewer = viewer;
-    this.read = 0;
-    this.attached = false;
-  }
-
-  /** Only a log that is another one, or that has forgotten, makes a reader start over. */
-  #resync(to: Position): void {
-    this.resyncs += 1;
-    const log = this.rooms.rooms.get(key);
-    const at = this.position;
-    const due = !at || at.epoch !== to.epoch || at.epoch !== log?.epoch || log.floor > at.seq;
-    if (!due) throw new Error(`a needless resync at ${at.seq}`);
-    this.position = to;
-    this.sink?.resynced();
-  }
-}
+import { Crashes } from './crashes.js';
+import { Reader } from './feed-reader.js';
+import { feedWorld, key, limits } from './feed-world.js';
+import { headOf } from './sim-log.js';
+import { SimGateway, SimViewer, user } from './simulation.js';
 
 /** Which faults a run of the simulation has; each seed has its own choice. */
 interface Plan {
@@ -169,9 +35,9 @@ function planOf(seed: number): Plan {
 }
 
 /**
- * Publishers and readers on three gateways whose database, bus and processes fail as the seed says. `killAt` kills
- * the first gateway after that many steps of virtual time instead.
- * @returns the number of steps it took.
+ * Publishers and readers on three gateways whose database, bus and processes fail as the seed says. With `killAt` it is
+ * a short life of two where nothing fails but the one gateway that makes this crossing, which dies there.
+ * @returns how many crossings there were before everything was left to settle.
  */
 export async function simulateFeeds(seed: number, killAt?: number): Promise<number> {
   const plan = killAt === undefined ? planOf(seed) : { ...calm, steps: 25, away: 0 };
@@ -200,6 +66,7 @@ export async function simulateFeeds(seed: number, killAt?: number): Promise<numb
         ? new Promise((done) => gateway.clock.after(next() * 100, () => done(!viewer.closed)))
         : Promise.resolve(true),
     );
+    if (slow) viewer.room = 200 + Math.floor(next() * 1000);
     const seated = reader ?? new Reader(rooms, viewer);
     if (reader) {
       const { viewer: old } = reader;
@@ -210,10 +77,9 @@ export async function simulateFeeds(seed: number, killAt?: number): Promise<numb
     gatewayOf.set(seated, gateway);
     seated.join(gateway, next() < 0.8 ? 'start' : 'latest', next() * 5);
   };
-  const kill = (at: number) => {
-    const gone = node(at);
+  const kill = (gone: SimGateway) => {
     gone.kill();
-    gateways[at] = new SimGateway(world);
+    gateways[gateways.indexOf(gone)] = new SimGateway(world);
     for (const reader of readers) {
       if (gatewayOf.get(reader) === gone)
         clock.after(next() * 300, () => gatewayOf.get(reader) === gone && seat(reader, node(any())));
@@ -221,9 +87,10 @@ export async function simulateFeeds(seed: number, killAt?: number): Promise<numb
   };
   /** Sends until it is acknowledged, at another gateway each time. */
   const publish = async (mid: string) => {
+    const data = toJsonText(next() < 0.2 ? 'x'.repeat(next() * 500) : mid);
     for (;;) {
       const gateway = node(any());
-      const event = { room: 'r', type: 'x', data: toJsonText(mid), mid };
+      const event = { room: 'r', type: 'x', data, mid };
       const answer = gateway.request(next() * 5, () => gateway.rooms.publish(user('a'), event));
       const late = clock.sleep(1000).then(() => undefined);
       const acked = await Promise.race([answer.catch(() => undefined), late]);
@@ -234,7 +101,8 @@ export async function simulateFeeds(seed: number, killAt?: number): Promise<numb
     }
   };
   const problems: string[] = [];
-  if (killAt !== undefined) clock.onStep = (step) => void (step === killAt && kill(0));
+  const crashes = new Crashes(kill, killAt);
+  world.onCrossing = (gateway) => crashes.crossing(gateway);
 
   let published = 0;
   const upheaval = () => {
@@ -265,7 +133,7 @@ export async function simulateFeeds(seed: number, killAt?: number): Promise<numb
         else bus.down = true;
       },
     ],
-    [plan.kill, () => kill(any())],
+    [plan.kill, () => crashes.doom(node(any()), Math.floor(next() * next() * 30))],
     [plan.freeze, () => node(any()).freeze(next() * 1500)],
     [plan.upheaval, upheaval],
   ];
@@ -275,6 +143,7 @@ export async function simulateFeeds(seed: number, killAt?: number): Promise<numb
     for (const reader of readers) reader.take();
   }
 
+  crashes.end();
   world.line.lose = 0;
   for (const { line, bus } of gateways) {
     line.away = false;
@@ -300,5 +169,5 @@ export async function simulateFeeds(seed: number, killAt?: number): Promise<numb
     if (reader.resyncs > 0 && plan.upheaval === 0) problems.push('a resync without a reason');
   }
   if (problems.length > 0) throw new Error(problems.slice(0, 3).join('; '));
-  return clock.steps;
+  return crashes.crossings;
 }

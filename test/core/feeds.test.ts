@@ -3,32 +3,11 @@ import { Feed } from '../../src/core/feed.js';
 import { type EventRecord, encodePush, eventFrame, payloadOf } from '../../src/protocol/frames.js';
 import type { Position } from '../../src/protocol/primitives.js';
 import { toJsonText } from '../../src/protocol/primitives.js';
-import { feedWorld, key, limits, Reader, simulateFeeds } from './feed-simulation.js';
+import { Reader } from './feed-reader.js';
+import { feedWorld, key, limits } from './feed-world.js';
 import { noMetrics, SimViewer, silent } from './simulation.js';
 
-const from = Number(process.env.SIM_SEED ?? 1);
-const seeds = Number(process.env.SIM_SEEDS ?? 600);
-
-async function each(from: number, count: number, simulate: (seed: number) => Promise<unknown>): Promise<void> {
-  for (let seed = from; seed < from + count; seed += 1) {
-    await simulate(seed).catch((cause) => {
-      throw new Error(`seed ${seed}: ${(cause as Error).message}`, { cause });
-    });
-  }
-}
-
 describe('feeds', () => {
-  test('[FEED1] [FEED2] [RES1] readers get every event once and in order over a bus that drops, repeats and reorders', async () => {
-    await each(from, seeds, simulateFeeds);
-  }, 600_000);
-
-  test('[FEED1] [RES1] a gateway may die at any moment: every step of a short life is tried', async () => {
-    for (const seed of [1, 2, 3]) {
-      const steps = await simulateFeeds(seed, 0);
-      await each(1, steps, (step) => simulateFeeds(seed, step));
-    }
-  }, 120_000);
-
   test('[FEED2] a lost last announcement heals within 2 s', async () => {
     const { clock, rooms, node, publish } = feedWorld(7, { bus: { drop: 1, repeat: 0, maxDelayMs: 1 } });
     const reader = new Reader(rooms, new SimViewer('v', node(1).outlet));
@@ -160,6 +139,36 @@ describe('feeds', () => {
     feed.compare({ epoch: 'new', head: 2, floor: 0 }, seen);
     feed.compare({ epoch: 'old', head: 5, floor: 0 }, seen);
     expect(feed.position).toEqual({ epoch: 'new', seq: 1 });
+  });
+
+  test('[RES1] a reader that was told to start over is not told again because of a page that was on its way', async () => {
+    const world = feedWorld(727, { gateways: 1 });
+    const { clock, outlet } = world.node(0);
+    const start = { epoch: 'e', head: 20, floor: 0 };
+    const now = { epoch: 'e', head: 42, floor: 30 };
+    const events = Array.from({ length: 12 }, (_, i) => ({
+      room: 'r',
+      epoch: 'e',
+      seq: 31 + i,
+      mid: `m${i}`,
+      type: 'x',
+    }));
+    const texts = { at: 0, data: toJsonText(1), by: toJsonText({}) };
+    const page = { ...now, events: events.map((one) => ({ ...one, ...texts })) };
+    const read = async (_tenant: string, _room: string, { order }: { order: string }) => {
+      if (order === 'desc') return { ...start, events: [] };
+      await new Promise<void>((answer) => clock.after(10, answer));
+      return page;
+    };
+    const log = { read } as never;
+    const feed = new Feed(key, start, { log, outlet, clock, metrics: noMetrics, logger: silent, limits });
+    const viewer = new SimViewer('v', outlet);
+    feed.attach(viewer, { epoch: 'e', seq: 5 }, () => undefined);
+    await world.clock.run(5);
+    feed.compare({ ...now, head: 40 }, feed.position);
+    await world.clock.run(20);
+    expect(viewer.frames.filter((frame) => frame.startsWith('42["room.resync"'))).toHaveLength(1);
+    feed.close();
   });
 
   test('a log that lacks a number is not read again and again without a pause', async () => {

@@ -4,22 +4,13 @@ import { type Frame, payloadOf } from '../../src/protocol/frames.js';
 import type { Part } from '../../src/protocol/parts.js';
 import type { Pushes } from '../../src/protocol/pushes.js';
 import { isTerminal, type LiveRun, type Run, type RunState } from '../../src/protocol/runs.js';
-import { partsOf } from './sim-worker.js';
+import { begins, foldedOf, jsonOf } from './sim-worker.js';
 
 interface Seen {
   attempt: number;
   next: number;
   state: RunState;
   parts: Part[];
-}
-
-/** More parts than any worker says. */
-const ALL = 100;
-
-/** Output as a text that grows with it, however its deltas are cut. */
-function textOf(parts: readonly Part[]): string {
-  const texts = foldParts(parts).map((part) => (part.type === 'text-delta' ? part.delta : JSON.stringify(part)));
-  return texts.join('\n');
 }
 
 /** Which fences an attempt was computed under: one, but where a claim was given back unheard. */
@@ -33,30 +24,31 @@ export class Fences {
 
   /** @throws Error unless these are parts `n`… of what one of the attempt's workers said. */
   check(run: string, attempt: number, n: number, parts: readonly Part[]): void {
-    const fences = [...(this.#of.get(`${run} ${attempt}`) ?? [])];
+    if (parts.length === 0) return;
     const said = JSON.stringify(parts);
-    if (parts.length === 0 || fences.some((fence) => JSON.stringify(partsOf(fence, n, n + parts.length)) === said))
-      return;
+    if (this.#some(run, attempt, (fence) => jsonOf(fence, n, n + parts.length) === said)) return;
     throw new Error(`run ${run} attempt ${attempt}: no worker said ${said} as part ${n}`);
   }
 
   /** The same of folded output of `length` parts. */
   checkFolded(run: string, attempt: number, length: number, output: readonly Part[]): void {
-    const fences = [...(this.#of.get(`${run} ${attempt}`) ?? [])];
-    const said = JSON.stringify(output);
     if (length === 0 && output.length === 0) return;
-    if (fences.some((fence) => JSON.stringify(foldParts(partsOf(fence, 0, length))) === said)) return;
+    const said = JSON.stringify(output);
+    if (this.#some(run, attempt, (fence) => foldedOf(fence, length) === said)) return;
     throw new Error(`run ${run} attempt ${attempt}: ${said} is no fold of ${length} parts`);
   }
 
   /** The same of output that need not have all that was said, with its deltas cut anywhere. */
   checkBeginning(run: string, attempt: number, output: readonly Part[]): void {
-    const fences = [...(this.#of.get(`${run} ${attempt}`) ?? [])];
-    const said = textOf(output);
     const torn = output.find((part) => part.type === 'text-delta' && /\p{Surrogate}/u.test(part.delta));
     if (torn) throw new Error(`run ${run} attempt ${attempt}: ${JSON.stringify(torn)} is half a character`);
-    if (said === '' || fences.some((fence) => textOf(partsOf(fence, 0, ALL)).startsWith(said))) return;
-    throw new Error(`run ${run} attempt ${attempt}: ${said} is no beginning of what was said`);
+    if (output.length === 0 || this.#some(run, attempt, (fence) => begins(fence, output))) return;
+    throw new Error(`run ${run} attempt ${attempt}: ${JSON.stringify(output)} is no beginning of what was said`);
+  }
+
+  #some(run: string, attempt: number, said: (fence: number) => boolean): boolean {
+    for (const fence of this.#of.get(`${run} ${attempt}`) ?? []) if (said(fence)) return true;
+    return false;
   }
 }
 

@@ -1,84 +1,19 @@
-import type { FeedsLimits } from '../../src/core/feeds.js';
-import type { RunStore } from '../../src/core/run-store.js';
-import type { RunLimits, Runs } from '../../src/core/runs.js';
 import { TuttiError } from '../../src/errors.js';
-import { foldParts } from '../../src/protocol/fold.js';
-import type { Part } from '../../src/protocol/parts.js';
 import type { JsonText } from '../../src/protocol/primitives.js';
 import { isTerminal } from '../../src/protocol/runs.js';
 import { act, random } from '../support/random.js';
-import { key, limits as quickLimits, Reader } from './feed-simulation.js';
-import { Fences, RunWitness, StreamWitness } from './run-readers.js';
-import { type RunRow, RunTable } from './run-table.js';
-import { headOf, type Line, SimRooms } from './sim-log.js';
-import { partsOf, SimWorker } from './sim-worker.js';
-import { SimGateway, SimViewer, type SimWorld, user } from './simulation.js';
-import { VirtualClock } from './virtual-clock.js';
+import { Crashes } from './crashes.js';
+import { Reader } from './feed-reader.js';
+import { key } from './feed-world.js';
+import { disagreement, judge } from './run-judge.js';
+import { RunWitness, StreamWitness } from './run-readers.js';
+import { BEHIND_MS, type Gateway, joins, LOST_MS, limits, made, runWorld } from './run-world.js';
+import { headOf } from './sim-log.js';
+import { SimWorker } from './sim-worker.js';
+import { SimViewer, user } from './simulation.js';
 
-/** What a join brings at once: everything, a few words, or everything but of what is told during a replay. */
-const joins = [
-  undefined,
-  { replyBytes: 120, textChars: 12, replayBufferBytes: 2000 },
-  undefined,
-  { replyBytes: 10_000, textChars: 12, replayBufferBytes: 300 },
-];
-const feedLimits: FeedsLimits = { ...quickLimits, headCheckMs: 500 };
-const limits: RunLimits = {
-  leaseMs: 2000,
-  commitMs: 100,
-  segmentBytes: 200,
-  uncommittedMaxBytes: 400,
-  outputMaxBytes: 512 * 1024,
-  queueTtlMs: 20_000,
-  maxAttempts: 3,
-  durationMaxMs: 15_000,
-  sweepMs: 500,
-  livePerTenant: 1000,
-  livePerRoom: 1000,
-  claimsWaitingMax: 1000,
-  uncommittedTotalBytes: 16 * 1024 * 1024,
-};
-/** How long readers may lack what is stored, where nothing is wrong with their gateway, in ms. */
-const BEHIND_MS = 2500;
-/** What RUN2 promises beyond the lease, in ms. */
-const LOST_MS = 5000;
-
-type Gateway = SimGateway & { runs: Runs };
-
-/** A world whose gateways have runs. */
-export function runWorld(
-  seed: number,
-  { bus, line, join }: Pick<SimWorld, 'bus' | 'line'> & { join?: (typeof joins)[number] },
-) {
-  const next = random(seed);
-  const clock = new VirtualClock();
-  const rooms = new SimRooms(() => clock.now());
-  const table = new RunTable(rooms, () => clock.now());
-  const fences = new Fences();
-  let ids = 0;
-  const store = (own: Line): RunStore => ({
-    ...table.store((work) => own.call(work)),
-    claim: (claim) =>
-      own.call(() => {
-        const found = table.claim(claim);
-        if (found) fences.add(found.run.id, found.run.attempt, found.run.fence);
-        return found;
-      }),
-  });
-  const newId = () => `run-${String(ids++).padStart(4, '0')}`;
-  const runs = { limits, newId, store, ...(join ? { rest: join } : {}) };
-  const world: SimWorld = {
-    clock,
-    random: next,
-    rooms,
-    buses: [],
-    feedLimits: { ...feedLimits, ...join },
-    bus,
-    line,
-    runs,
-  };
-  return { world, table, fences, gateway: () => made(world, () => 1) };
-}
+/** How often, every half second, readers may be brought back at the end before they have everything. */
+const ROUNDS_MAX = 14;
 
 /** Which faults a run of the simulation has; each seed has its own choice. */
 interface Plan {
@@ -97,7 +32,7 @@ interface Plan {
 }
 
 const calm: Plan = {
-  ...{ steps: 60, drop: 0.1, lose: 0, away: 0, busDown: 0, kill: 0, freeze: 0, drain: 0, erase: 0 },
+  ...{ steps: 40, drop: 0.1, lose: 0, away: 0, busDown: 0, kill: 0, freeze: 0, drain: 0, erase: 0 },
   ...{ workerDies: 0, workerFreezes: 0, workerMoves: 0 },
 };
 
@@ -105,7 +40,7 @@ function planOf(seed: number): Plan {
   const next = random(seed ^ 0x0dd5);
   const some = (share: number) => (next() < 0.5 ? 0 : share);
   return {
-    steps: 60,
+    steps: 40,
     drop: some(0.3),
     lose: some(0.1),
     away: some(0.04),
@@ -129,8 +64,9 @@ interface Stream {
 
 /**
  * Several gateways with runs, their workers and their readers, whose database, bus and processes fail as the seed
- * says. `killAt` kills the first gateway after that many steps of virtual time instead.
- * @returns how many steps it took before everything was left to settle.
+ * says. With `killAt` it is a short life of two where little fails but the one gateway that makes this crossing, which
+ * dies there.
+ * @returns how many crossings there were before everything was left to settle.
  */
 export async function simulateRuns(seed: number, killAt?: number): Promise<number> {
   const plan = killAt === undefined ? planOf(seed) : { ...calm, steps: 12 };
@@ -186,7 +122,7 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
     const cut = new AbortController();
     const { witness, gateway } = stream;
     stream.cut = cut;
-    const current = () => stream.cut === cut && !cut.signal.aborted;
+    const current = () => gateway.alive && stream.cut === cut && !cut.signal.aborted;
     const watcher = witness.watcher(current, pace(gateway, current));
     gateway
       .request(next() * 5, () => gateway.runs.watch(user('s'), witness.run, witness.from, watcher, cut.signal))
@@ -206,9 +142,10 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
     }
     for (const stream of streams) if (stream.gateway === gateway) stream.cut.abort();
   };
+  /** One that drains has been replaced already. */
   const kill = (gateway: Gateway) => {
     gateway.kill();
-    replace(gateway);
+    if (gateways.includes(gateway)) replace(gateway);
   };
   const drain = async (gateway: Gateway) => {
     replace(gateway);
@@ -217,21 +154,25 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
     gateway.feeds.close();
     gateway.kill();
   };
+  let asking = 0;
   /** Asks until it is answered, under one mid. */
   const create = async (mid: string) => {
+    asking += 1;
     for (;;) {
       const gateway = one(gateways);
       const payload = { room: 'r', model: 'm', input: '{"p":1}' as JsonText, mid };
       const answer = gateway.request(next() * 5, () => gateway.runs.create(user('a'), payload)).catch(() => undefined);
-      if (await Promise.race([answer, clock.sleep(1000).then(() => undefined)])) return;
+      if (await Promise.race([answer, clock.sleep(1000).then(() => undefined)])) break;
     }
+    asking -= 1;
   };
   const cancel = () => {
     const live = [...table.rows.values()].filter(({ state }) => !isTerminal(state));
     const gateway = one(gateways);
     if (live.length > 0) gateway.request(1, () => gateway.runs.cancel(user('a'), one(live).id)).catch(() => {});
   };
-  if (killAt !== undefined) clock.onStep = (step) => void (step === killAt && kill(gateways[0] as Gateway));
+  const crashes = new Crashes((gateway) => kill(gateway as Gateway), killAt);
+  world.onCrossing = (gateway) => crashes.crossing(gateway);
 
   /** A gateway that could look for lost leases, and since when there was one. */
   let sweptSince = 0;
@@ -328,8 +269,8 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
         else bus.down = true;
       },
     ],
-    [plan.kill, () => kill(one(gateways))],
-    [plan.freeze, () => one(gateways).freeze(next() * 3000)],
+    [plan.kill, () => crashes.doom(one(gateways), Math.floor(next() * next() * 60))],
+    [plan.freeze, () => one(gateways).freeze(next() * 1500)],
     [plan.drain, () => void drain(one(gateways))],
     [
       plan.erase,
@@ -356,11 +297,11 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
   ];
   for (let step = 0; step < plan.steps; step += 1) {
     act(acts, next);
-    await clock.run(next() * 200);
+    await clock.run(next() * 100);
     look();
   }
 
-  const acted = clock.steps;
+  crashes.end();
   world.line.lose = 0;
   for (const { line, bus } of gateways) {
     line.away = false;
@@ -368,15 +309,35 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
     bus.restore();
   }
   for (const worker of workers) worker.steady = true;
-  await clock.run(3000);
   const bound =
     clock.now() + limits.maxAttempts * (limits.durationMaxMs + limits.leaseMs + LOST_MS) + limits.queueTtlMs;
-  while ([...table.rows.values()].some(({ state }) => !isTerminal(state))) {
+  do {
     if (clock.now() > bound) throw new Error('a run never ends');
     await clock.run(500);
     look();
-  }
-  for (let round = 0; round < 8; round += 1) {
+  } while (asking > 0 || [...table.rows.values()].some(({ state }) => !isTerminal(state)));
+  /** What readers and streams have that is not so. */
+  const amiss = (): string | undefined => {
+    const log = rooms.rooms.get(key);
+    for (const { reader, witness } of readers) {
+      const head = log && headOf(log);
+      if (head && reader.position?.seq !== head.head) return `a reader is at ${reader.position?.seq} of ${head.head}`;
+      for (const row of table.rows.values()) {
+        const otherwise = disagreement(row, witness, reader.resyncs === 0);
+        if (otherwise) return otherwise;
+      }
+    }
+    for (const { witness } of streams) {
+      const row = table.rows.get(witness.run);
+      if (!row) continue;
+      if (!witness.ended) return `run ${row.id}: a stream never ends`;
+      if (witness.ended.state !== row.state || (witness.from?.attempt !== row.attempt && row.length !== 0)) {
+        return `run ${row.id}: a stream ended ${witness.ended.state}, the run is ${row.state}`;
+      }
+    }
+    return undefined;
+  };
+  const round = async (ms: number) => {
     for (const entry of readers) {
       const { attached, viewer } = entry.reader;
       if (!attached || viewer.closed || entry.witness.lost) seat(entry, one(gateways));
@@ -386,66 +347,13 @@ export async function simulateRuns(seed: number, killAt?: number): Promise<numbe
       stream.gateway = one(gateways);
       watch(stream);
     }
-    await clock.run(500);
+    await clock.run(ms);
     look();
-  }
-  const log = rooms.rooms.get(key);
-  for (const { reader, witness } of readers) {
-    const head = log && headOf(log);
-    if (head && reader.position?.seq !== head.head)
-      throw new Error(`a reader is at ${reader.position?.seq} of ${head.head}`);
-    for (const row of table.rows.values()) settled(row, witness, reader.resyncs === 0);
-  }
-  for (const { witness } of streams) {
-    const row = table.rows.get(witness.run);
-    if (!row) continue;
-    if (!witness.ended) throw new Error(`run ${row.id}: a stream never ends`);
-    if (witness.ended.state !== row.state || (witness.from?.attempt !== row.attempt && row.length !== 0)) {
-      throw new Error(`run ${row.id}: a stream ended ${witness.ended.state}, the run is ${row.state}`);
-    }
-  }
-  return acted;
-}
-
-/** RUN2, from what is stored: every part of an attempt is what the worker said that held it. */
-function judge(row: RunRow, fences: Fences, judged: WeakSet<object>): void {
-  let n = 0;
-  const own = [...row.segments.values()].filter(({ attempt }) => attempt === row.attempt).sort((a, b) => a.n - b.n);
-  for (const segment of own) {
-    if (segment.n !== n) throw new Error(`run ${row.id}: part ${n} is not stored`);
-    n += segment.count;
-    if (judged.has(segment)) continue;
-    judged.add(segment);
-    const said = JSON.parse(segment.parts) as Part[];
-    if (JSON.stringify(partsOf(row.fence, segment.n, n)) !== JSON.stringify(said)) {
-      throw new Error(`run ${row.id}: ${segment.parts} stored under fence ${row.fence}`);
-    }
-    fences.check(row.id, row.attempt, segment.n, said);
-  }
-  if (row.state !== 'queued' && n !== row.committed)
-    throw new Error(`run ${row.id}: ${n} of ${row.committed} parts stored`);
-}
-
-/** RUN1 at the end: the reader holds what is stored, and one final state. */
-function settled(row: RunRow, { runs, ends }: RunWitness, fromStart: boolean): void {
-  const end = ends.get(row.id);
-  if (end && (end.state !== row.state || end.length !== row.length)) throw new Error(`run ${row.id} ends otherwise`);
-  const seen = runs.get(row.id);
-  if (!seen && !end && fromStart) throw new Error(`run ${row.id}: a reader knows nothing of its end`);
-  if (!seen) return;
-  if (seen.state !== row.state || seen.next !== row.length || seen.attempt !== row.attempt) {
-    throw new Error(
-      `run ${row.id}: a reader has ${seen.state} at ${seen.next}, stored is ${row.state} at ${row.length}`,
-    );
-  }
-  const folded = JSON.stringify(foldParts(partsOf(row.fence, 0, row.committed)));
-  if (row.fence > 0 && row.state !== 'cancelled' && row.committed > 0 && folded !== JSON.stringify(row.output)) {
-    throw new Error(`run ${row.id}: the output stored is not what its worker said`);
-  }
-}
-
-function made(world: SimWorld, next: () => number): Gateway {
-  const gateway = new SimGateway(world, next() < 0.2 ? (next() - 0.5) * 600_000 : 0);
-  if (!gateway.runs) throw new Error('a gateway without runs');
-  return gateway as Gateway;
+  };
+  for (let rounds = 0; rounds < ROUNDS_MAX && amiss(); rounds += 1) await round(500);
+  // What is still under way changes nothing.
+  await round(1000);
+  const wrong = amiss();
+  if (wrong) throw new Error(wrong);
+  return crashes.crossings;
 }

@@ -1,31 +1,23 @@
 import { describe, expect, test } from 'vitest';
 import type { Principal } from '../../src/core/principal.js';
 import type { JsonText } from '../../src/protocol/primitives.js';
-import { key } from './feed-simulation.js';
+import { key } from './feed-world.js';
 import { StreamWitness } from './run-readers.js';
-import { runWorld, simulateRuns } from './run-simulation.js';
+import { simulateRuns } from './run-simulation.js';
+import { runWorld } from './run-world.js';
+import { eachCrossing, eachSeed } from './seeds.js';
 import { partsOf } from './sim-worker.js';
 import { SimViewer, user } from './simulation.js';
 
-const from = Number(process.env.SIM_SEED ?? 1);
-const seeds = Number(process.env.SIM_SEEDS ?? 100);
-
-async function each(from: number, count: number, simulate: (seed: number) => Promise<unknown>): Promise<void> {
-  for (let seed = from; seed < from + count; seed += 1) {
-    await simulate(seed).catch((cause) => {
-      throw new Error(`seed ${seed}: ${(cause as Error).message}`, { cause });
-    });
-  }
-}
+const file = 'test/core/runs-simulation.test.ts';
 
 describe('runs', () => {
   test('[RUN1] [RUN2] [RUN4] readers, streams and the store agree on every run, whatever fails', async () => {
-    await each(from, seeds, simulateRuns);
+    await eachSeed(file, 1000, simulateRuns);
   }, 600_000);
 
-  test('[RUN1] [RUN2] a gateway may die at any moment: every step of a short life is tried', async () => {
-    const steps = await simulateRuns(1, 0);
-    await each(1, steps, (step) => simulateRuns(1, step));
+  test('[RUN1] [RUN2] a gateway may die at any await: every call of a port and every answer in short lives is tried', async () => {
+    await eachCrossing(file, 4, simulateRuns);
   }, 120_000);
 
   test('[RUN1] a stream on a gateway where nobody reads the room hears of an end whose announcement was lost', async () => {

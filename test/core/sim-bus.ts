@@ -26,7 +26,7 @@ export class SimBus implements Bus {
 
   announce(room: RoomKey, message: Announcement): void {
     const { random, drop, repeat, maxDelayMs } = this.faults;
-    if (this.down || !this.clock.alive) return;
+    if (!this.clock.crosses() || this.down) return;
     for (const other of this.others) {
       if (other === this) continue;
       const copies = random() < drop ? 0 : random() < repeat ? 2 : 1;
@@ -39,7 +39,9 @@ export class SimBus implements Bus {
   /** Takes effect after a while: what was announced before may be missed. */
   subscribe(room: RoomKey): Promise<void> {
     return new Promise((resolve) => {
+      if (!this.clock.crosses()) return;
       this.clock.after((this.faults.random() * this.faults.maxDelayMs) / 4, () => {
+        if (!this.clock.crosses()) return;
         this.#rooms.set(room, (this.#rooms.get(room) ?? 0) + 1);
         resolve();
       });
@@ -47,6 +49,7 @@ export class SimBus implements Bus {
   }
 
   unsubscribe(room: RoomKey): void {
+    if (!this.clock.crosses()) return;
     this.#rooms.set(room, (this.#rooms.get(room) ?? 0) - 1);
   }
 

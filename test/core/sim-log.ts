@@ -101,7 +101,9 @@ export class Line {
   call<T>(work: () => T): Promise<T> {
     const { random, maxDelayMs, lose } = this.faults;
     return new Promise((resolve, reject) => {
-      const answer = (give: () => void) => void this.clock.after(random() * maxDelayMs, give);
+      if (!this.clock.crosses()) return;
+      const answer = (give: () => void) =>
+        void this.clock.after(random() * maxDelayMs, () => this.clock.crosses() && give());
       const refuse = () => answer(() => reject(new TuttiError('log_unavailable', 'away')));
       this.clock.world.after(random() * maxDelayMs, () => {
         if (!this.clock.alive && random() < 0.5) return;

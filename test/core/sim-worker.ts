@@ -1,21 +1,70 @@
 import type { Principal } from '../../src/core/principal.js';
 import type { Runs } from '../../src/core/runs.js';
 import { TuttiError } from '../../src/errors.js';
+import { foldParts } from '../../src/protocol/fold.js';
 import type { Part } from '../../src/protocol/parts.js';
 import type { Assignment } from '../../src/protocol/worker.js';
 import type { SimGateway } from './simulation.js';
 import type { VirtualClock } from './virtual-clock.js';
 
+/** More parts than any worker says. */
+const PARTS_MAX = 100;
+
 /** Part `n` of what a worker says that holds a run under this fence: two workers never say the same. */
-export function partOf(fence: number, n: number): Part {
+function partOf(fence: number, n: number): Part {
   if (n % 7 === 6) return { type: 'text-end', id: `${fence}.${n}` };
   if (n % 11 === 10) return { type: 'data-note', data: `${fence}.${n}` };
   if (n % 9 === 5) return { type: 'text-delta', id: 't', delta: n % 2 === 0 ? '' : `${fence}😀😀` };
   return { type: 'text-delta', id: 't', delta: `${fence}.${n} ` };
 }
 
-export const partsOf = (fence: number, from: number, to: number): Part[] =>
-  Array.from({ length: Math.max(0, to - from) }, (_, i) => partOf(fence, from + i));
+/** All that is said under one fence. */
+interface Speech {
+  parts: readonly Part[];
+  /** The parts as JSON texts. */
+  texts: readonly string[];
+  /** The first parts of it folded, as JSON, by how many they are. */
+  folded: Map<number, string>;
+  /** The whole as {@link textOf} has it. */
+  text: string;
+}
+
+const speeches = new Map<number, Speech>();
+
+function speechOf(fence: number): Speech {
+  let speech = speeches.get(fence);
+  if (!speech) {
+    const parts = Array.from({ length: PARTS_MAX }, (_, n) => partOf(fence, n));
+    speech = { parts, texts: parts.map((part) => JSON.stringify(part)), folded: new Map(), text: textOf(parts) };
+    speeches.set(fence, speech);
+  }
+  return speech;
+}
+
+/** Parts `from`… below `to` of what is said under a fence. */
+export const partsOf = (fence: number, from: number, to: number): Part[] => speechOf(fence).parts.slice(from, to);
+
+/** The same as JSON. */
+export const jsonOf = (fence: number, from: number, to: number): string =>
+  `[${speechOf(fence).texts.slice(from, to).join(',')}]`;
+
+/** The first `length` parts that are said under a fence, folded, as JSON. */
+export function foldedOf(fence: number, length: number): string {
+  const { parts, folded } = speechOf(fence);
+  const known = folded.get(length) ?? JSON.stringify(foldParts(parts.slice(0, length)));
+  folded.set(length, known);
+  return known;
+}
+
+/** Whether output begins what is said under a fence, however its deltas are cut. */
+export const begins = (fence: number, output: readonly Part[]): boolean =>
+  speechOf(fence).text.startsWith(textOf(output));
+
+/** Output as a text that grows with it, however its deltas are cut. */
+function textOf(parts: readonly Part[]): string {
+  const texts = foldParts(parts).map((part) => (part.type === 'text-delta' ? part.delta : JSON.stringify(part)));
+  return texts.join('\n');
+}
 
 /** What workers live in. */
 export interface WorkerWorld {
@@ -77,6 +126,7 @@ export class SimWorker {
     let inFlight = 0;
     let round = 0;
     let over = false;
+    let idle = false;
     const rewind = (n: number) => {
       // Of another gateway than the last answer it may be old news.
       if (n < base && !this.#balanced)
@@ -110,7 +160,8 @@ export class SimWorker {
     let answeredAt = this.world.clock.now();
     const gateway = () => this.#gateway;
     for (let at = gateway(); !over; ) {
-      await this.#breath(hurry ? 5 : 60);
+      await this.#breath(hurry && !idle ? 5 : 60);
+      idle = false;
       if (!this.alive) return;
       if (this.#balanced) this.move();
       else if (at !== gateway()) {
@@ -146,7 +197,7 @@ export class SimWorker {
         else if (answer.cancelled) over = true;
         else base = Math.max(base, answer.committed);
         sent = Math.max(sent, base);
-      }
+      } else idle = true;
     }
   }
 

@@ -19,7 +19,10 @@ export const noMetrics: Metrics = { add() {}, observe() {}, gauge() {} };
 export class SimOutlet implements Outlet {
   readonly followers = new Map<RoomKey, Set<SimViewer>>();
 
+  constructor(readonly clock: MortalClock) {}
+
   publish(room: RoomKey, frame: Frame, except?: Viewer): void {
+    if (!this.clock.alive) return;
     for (const viewer of this.followers.get(room) ?? []) {
       if (viewer === except) continue;
       viewer.live.add(viewer.frames.length);
@@ -49,7 +52,7 @@ export class SimViewer implements Viewer {
   }
 
   send(frames: readonly Frame[]): void {
-    if (!this.closed) this.frames.push(...frames);
+    if (!this.closed && this.outlet.clock.alive) this.frames.push(...frames);
   }
 
   follow(room: RoomKey): void {
@@ -66,7 +69,7 @@ export class SimViewer implements Viewer {
   }
 
   close(code: string): void {
-    this.closed = code;
+    if (this.outlet.clock.alive) this.closed = code;
   }
 }
 
@@ -78,6 +81,8 @@ export interface SimWorld {
   bus: Omit<BusFaults, 'random'>;
   line: Omit<LineFaults, 'random'>;
   feedLimits: FeedsLimits;
+  /** Called at each {@link MortalClock.crosses crossing} of a gateway, which may be killed there. */
+  onCrossing: (gateway: SimGateway) => void;
   /** Where gateways have runs. */
   runs?: { store: (line: Line) => RunStore; limits: RunLimits; newId: () => string; rest?: RestSizes };
 }
@@ -87,7 +92,7 @@ export class SimGateway {
   readonly clock: MortalClock;
   readonly line: Line;
   readonly bus: SimBus;
-  readonly outlet = new SimOutlet();
+  readonly outlet: SimOutlet;
   readonly feeds: Feeds;
   readonly runs: Runs | undefined;
   readonly rooms: Rooms;
@@ -95,7 +100,9 @@ export class SimGateway {
   constructor(world: SimWorld, clockOff = 0) {
     const { random, buses, rooms, feedLimits } = world;
     const clock = new MortalClock(world.clock, clockOff);
+    clock.onCrossing = () => world.onCrossing(this);
     this.clock = clock;
+    this.outlet = new SimOutlet(clock);
     this.line = new Line(clock, { random, ...world.line });
     const bus = new SimBus(buses, clock, { random, ...world.bus });
     this.bus = bus;
@@ -145,7 +152,6 @@ export class SimGateway {
   kill(): void {
     this.clock.alive = false;
     this.bus.cut();
-    this.outlet.followers.clear();
   }
 
   /** As SIGSTOP and SIGCONT after `ms`: everything waits meanwhile. */

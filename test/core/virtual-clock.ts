@@ -10,9 +10,6 @@ const earlier = (a: Timer, b: Timer): boolean => a.at < b.at || (a.at === b.at &
 
 /** Time that moves only when told to; between two timers all promises settle. */
 export class VirtualClock implements Clock {
-  /** Called after each step, once all promises have settled, with the number of steps so far. */
-  onStep: (step: number) => void = () => {};
-  steps = 0;
   #now = 0;
   #order = 0;
   /** A binary heap, the earliest first. */
@@ -51,7 +48,6 @@ export class VirtualClock implements Clock {
       this.#now = next.at;
       next.fn();
       await settle();
-      this.onStep(++this.steps);
     }
     this.#now = end;
   }
@@ -92,6 +88,8 @@ export class VirtualClock implements Clock {
 /** Time of one gateway: once it is killed nothing that it waits for ever happens. It may stand still, and be set wrong. */
 export class MortalClock implements Clock {
   alive = true;
+  /** Called at each crossing, before it: the gateway may be killed there. */
+  onCrossing: () => void = () => {};
   /** Nothing happens before this moment of the world; what was due meanwhile happens then, in order. */
   frozenUntil = 0;
 
@@ -100,6 +98,16 @@ export class MortalClock implements Clock {
     /** How far the wall clock is off, in ms. */
     readonly off = 0,
   ) {}
+
+  /**
+   * A crossing between the gateway and the world: it calls a port, or a port answers it. What a dead gateway still does
+   * within the same turn of its loop reaches nobody.
+   * @returns whether it is alive to do so.
+   */
+  crosses(): boolean {
+    if (this.alive) this.onCrossing();
+    return this.alive;
+  }
 
   now(): number {
     return this.world.now() + this.off;
