@@ -18,7 +18,7 @@ export const joins = [
 ];
 const feedLimits: FeedsLimits = { ...quickLimits, headCheckMs: 500 };
 export const limits: RunLimits = {
-  leaseMs: 1000,
+  leaseMs: 2000,
   commitMs: 100,
   segmentBytes: 200,
   uncommittedMaxBytes: 400,
