@@ -1,5 +1,5 @@
-import { readFileSync } from 'node:fs';
 import { afterAll, afterEach, beforeAll, expect, test } from 'vitest';
+import { memoryProbe } from '../../bench/support/measure.js';
 import type { CommandReply } from '../../src/protocol/commands.js';
 import type { Part } from '../../src/protocol/parts.js';
 import type { Pushes } from '../../src/protocol/pushes.js';
@@ -33,6 +33,7 @@ beforeAll(async () => {
     TUTTI_RUN_UNCOMMITTED_TOTAL_BYTES: String(64 * MiB),
     TUTTI_SOCKET_PING_TIMEOUT_MS: '60000',
     TUTTI_SOCKET_PING_INTERVAL_MS: '60000',
+    NODE_OPTIONS: memoryProbe,
   });
   choir = await Choir.start('choir', RUNS);
   await choir.sayAll(PARTS);
@@ -304,23 +305,18 @@ test('[RUN1] [SLOW1] who leaves, or joins again, before all of the output has co
   expect(follower.faults).toEqual([]);
 });
 
-test.skipIf(process.platform !== 'linux')(
-  '[SLOW1] [LIM6] readers that join and do not read cost a buffer each, however much their room has said',
-  async () => {
-    const readers = await Promise.all(Array.from({ length: 16 }, () => Follower.start()));
-    const resident = (): number =>
-      Number(/VmRSS:\s+(\d+)/.exec(readFileSync(`/proc/${on.gateway.pid}/status`, 'utf8'))?.[1] ?? 0) * 1024;
-    const before = resident();
-    for (const { client } of readers) tcp(client).pause();
-    const joined = readers.map((reader) => reader.join());
-    await eventually('all have joined', async () => (await on.metric('tutti_room_joins')) >= readers.length);
-    for (let i = 0; i < 10; i++) await choir.say(choir.at(0), 20);
-    expect(resident() - before).toBeLessThan(readers.length * 2 * MiB);
-    for (const { client } of readers) tcp(client).resume();
-    await Promise.all(joined);
-    for (const reader of readers) await reader.hasAll();
-  },
-);
+test('[SLOW1] [LIM6] readers that join and do not read cost a buffer each, however much their room has said', async () => {
+  const readers = await Promise.all(Array.from({ length: 16 }, () => Follower.start()));
+  const before = await on.resident();
+  for (const { client } of readers) tcp(client).pause();
+  const joined = readers.map((reader) => reader.join());
+  await eventually('all have joined', async () => (await on.metric('tutti_room_joins')) >= readers.length);
+  for (let i = 0; i < 10; i++) await choir.say(choir.at(0), 20);
+  expect((await on.resident()) - before).toBeLessThan(readers.length * 2 * MiB);
+  for (const { client } of readers) tcp(client).resume();
+  await Promise.all(joined);
+  for (const reader of readers) await reader.hasAll();
+});
 
 test('[RUN1] [RUN4] [SLOW1] a slow reader joins while output goes on, starts over, begins and ends: it is never cut off', async () => {
   const [follower, fast] = [await Follower.start(await lineOf(2 * MiB)), await Follower.start()];

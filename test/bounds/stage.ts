@@ -1,5 +1,6 @@
 import postgres from 'postgres';
 import { expect } from 'vitest';
+import { memoryOf } from '../../bench/support/measure.js';
 import { call, Undo } from '../e2e/run-stage.js';
 import { type Ack, connect, type TestClient } from '../support/client.js';
 import { type GatewayProcess, startGateway } from '../support/gateway.js';
@@ -58,6 +59,11 @@ export class Bounded {
     const text = await (await fetch(`${this.url}/metrics`)).text();
     const line = text.split('\n').find((one) => one.startsWith(`${name} `));
     return Number(line?.split(' ')[1] ?? 0);
+  }
+
+  /** Bytes the gateway's process has in memory, garbage left out. Start it with `NODE_OPTIONS: memoryProbe`. */
+  async resident(): Promise<number> {
+    return (await memoryOf({ pid: this.gateway.pid, output: this.gateway.logs })).rss;
   }
 
   reached(limit: string): Promise<number> {
