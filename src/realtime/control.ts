@@ -1,5 +1,5 @@
 import { createShardedAdapter } from '@socket.io/redis-adapter';
-import { Cluster, Redis } from 'ioredis';
+import { Cluster, Redis, type RedisOptions } from 'ioredis';
 import type { Namespace, Server } from 'socket.io';
 import { Adapter } from 'socket.io-adapter';
 import type { Revocation } from '../core/directory.js';
@@ -13,7 +13,8 @@ export interface ControlRedis {
 }
 
 const CONTROL = '/control';
-const CONNECT_TIMEOUT_MS = 3000;
+/** How long connecting may take, and Redis to answer a command before the connection is given up for a new one, in ms. */
+const ANSWER_TIMEOUT_MS = 3000;
 /** Revocations older than this are known to the others already, in ms. */
 const NEWS_MS = 60_000;
 
@@ -27,8 +28,14 @@ class NoRooms extends Adapter {
   override delAll(): void {}
 }
 
+// A command that waits for the connection, as a subscription does while Redis is away, has no timeout: it is kept until it can be sent.
+const connection = {
+  connectTimeout: ANSWER_TIMEOUT_MS,
+  socketTimeout: ANSWER_TIMEOUT_MS,
+  connectionName: 'tutti-control',
+} satisfies RedisOptions;
+
 function standalone({ url }: ControlRedis): [Redis, Redis] {
-  const connection = { connectTimeout: CONNECT_TIMEOUT_MS, connectionName: 'tutti-control' };
   return [
     new Redis(url, { ...connection, enableOfflineQueue: false, maxRetriesPerRequest: 0 }),
     new Redis(url, { ...connection, maxRetriesPerRequest: null }),
@@ -42,8 +49,7 @@ function cluster({ url }: ControlRedis): [Cluster, Cluster] {
       shardedSubscribers: true, // without it a sharded subscription ends the process
       enableOfflineQueue,
       redisOptions: {
-        connectTimeout: CONNECT_TIMEOUT_MS,
-        connectionName: 'tutti-control',
+        ...connection,
         maxRetriesPerRequest: enableOfflineQueue ? null : 0,
         ...(username ? { username: decodeURIComponent(username) } : {}),
         ...(password ? { password: decodeURIComponent(password) } : {}),
