@@ -209,7 +209,7 @@ export const environment = z.object({
     1_000_000,
     'Events waiting for a commit before publishes are refused with `overloaded`; three quarters of it for one tenant.',
   ),
-  TUTTI_APPEND_QUEUE_BYTES: int(64 * MiB, 64 * 1024, 16_384 * MiB, 'The same in bytes.'),
+  TUTTI_APPEND_QUEUE_BYTES: int(64 * MiB, 64 * 1024, 16_384 * MiB, 'The same in UTF-16 characters.'),
   TUTTI_APPEND_TIMEOUT_MS: int(
     8_000,
     100,
@@ -221,7 +221,7 @@ export const environment = z.object({
     MiB,
     16 * 1024,
     256 * MiB,
-    'Recent events of an open room kept in memory, in bytes; as much again for events that wait for an earlier one.',
+    'Recent events of an open room kept in memory, in UTF-16 characters; as much again for events that wait for an earlier one.',
   ),
   TUTTI_RING_BYTES_TOTAL: int(
     256 * MiB,
@@ -236,7 +236,7 @@ export const environment = z.object({
     MiB,
     16 * 1024,
     64 * MiB,
-    'Pushes kept for one reader while its replay runs, in bytes. Past that output of runs comes in pages; a reader that lacks more broadcasts is closed as slow.',
+    'Pushes kept for one reader while its replay runs, in UTF-16 characters. Past that output of runs comes in pages; a reader that lacks more broadcasts is closed as slow.',
   ),
 
   TUTTI_RUN_LEASE_MS: int(

@@ -40,6 +40,7 @@ export const limits = [
   'in_flight_bytes_tenant',
   'in_flight_session',
   'memory',
+  'rate_buckets',
   'ring_total',
   'rooms_open',
   'rooms_open_tenant',

@@ -1,9 +1,12 @@
 import { TuttiError } from '../errors.js';
 import type { MemoryGuard } from './memory.js';
 import type { Principal } from './principal.js';
+import { countLimit, type Metrics } from './telemetry.js';
 
 /** How long a bucket that had too few tokens is taken to be short of them, in ms. */
 const SHORT_MS = 1000;
+/** Buckets of one kind; past that the least recently used goes, which only makes its owner's burst whole again. */
+const BUCKETS_KEPT = 10_000;
 
 /**
  * A token bucket: `perSecond` on average, `burst` at once. No timer and no state elsewhere; it ends with the object
@@ -54,11 +57,10 @@ export class TokenBucket {
 export class TokenBuckets {
   readonly #buckets = new Map<string, TokenBucket>();
 
-  /** @param kept buckets; past that the least recently used goes, which only makes its owner's burst whole again */
   constructor(
     private readonly perSecond: number,
     private readonly burst: number,
-    private readonly kept = 10_000,
+    private readonly metrics: Metrics,
   ) {}
 
   /** Takes a token of a key. @returns as {@link TokenBucket.take} */
@@ -75,9 +77,10 @@ export class TokenBuckets {
     const bucket = this.#buckets.get(key) ?? new TokenBucket(this.perSecond, this.burst);
     this.#buckets.delete(key);
     this.#buckets.set(key, bucket);
-    if (this.#buckets.size > this.kept) {
+    if (this.#buckets.size > BUCKETS_KEPT) {
       const [oldest] = this.#buckets.keys();
       if (oldest !== undefined) this.#buckets.delete(oldest);
+      countLimit(this.metrics, 'rate_buckets');
     }
     return bucket;
   }

@@ -4,7 +4,7 @@ import type { Frame } from '../protocol/frames.js';
 export interface ReaderRest {
   /** Set where the reader lacks something that no push will bring: it gets pages then, and pushes are not for it. */
   behind: boolean;
-  /** Memory that is held for readers such as this alone, in bytes. */
+  /** Memory that is held for readers such as this alone, in characters. */
   readonly keptBytes: number;
   /** The next frames, about `maxBytes` of them; none where the reader has everything up to this moment. */
   page(maxBytes: number): Frame[];
@@ -12,7 +12,7 @@ export interface ReaderRest {
   close(): void;
 }
 
-/** Output of runs that are over, kept in memory because one reader still lacks some of it, in bytes. */
+/** Output of runs that are over, kept in memory because one reader still lacks some of it, in characters. */
 const KEPT_MAX_BYTES = 8 * 1024 * 1024;
 
 /** One reader that is being brought up to the head of a room, and what came meanwhile that is no event. */

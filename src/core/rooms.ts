@@ -51,7 +51,7 @@ export class Rooms {
   constructor(deps: RoomsDeps) {
     this.#deps = deps;
     const { publishesPerSecond } = deps.limits;
-    this.#publishes = new TokenBuckets(publishesPerSecond, Math.max(1, publishesPerSecond / 4));
+    this.#publishes = new TokenBuckets(publishesPerSecond, Math.max(1, publishesPerSecond / 4), deps.metrics);
   }
 
   /**

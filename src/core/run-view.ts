@@ -14,7 +14,7 @@ import { countLimit, type Logger, type Metrics } from './telemetry.js';
 const REORDER_MS = 50;
 /** How often a gap is looked for in the store, where parts come some time after they were announced, in ms. */
 const HEAL_EVERY_MS = 250;
-/** Chunks kept while the one before them is missing, in bytes of their frames; what is over comes from the store. */
+/** Chunks kept while the one before them is missing, in characters of their frames; what is over comes from the store. */
 const AHEAD_MAX_BYTES = 512 * 1024;
 /** Output read from the store at once, in bytes. */
 const PAGE_BYTES = 256 * 1024;

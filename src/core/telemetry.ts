@@ -68,7 +68,7 @@ export const gauges = {
   connections_waiting: { help: 'Openings and closings of sockets that wait for a turn of the event loop.', labels: [] },
   rooms_open: { help: 'Rooms with a reader on this gateway.', labels: [] },
   room_joins: { help: 'Sessions joined to rooms, summed over rooms.', labels: [] },
-  ring_bytes: { help: 'Bytes of recent events in memory.', labels: [] },
+  ring_bytes: { help: 'Length of the recent events in memory, in UTF-16 units.', labels: [] },
   append_queue: { help: 'Events waiting for a commit.', labels: [] },
   append_queue_bytes: { help: 'Length of the events waiting for a commit, in UTF-16 units.', labels: [] },
   claims_waiting: { help: 'Workers waiting for a run.', labels: [] },

@@ -10,8 +10,8 @@ export class Rates {
   readonly #metrics: Metrics;
 
   constructor(limits: { commandsPerSecond: number; tenantCommandsPerSecond: number }, metrics: Metrics) {
-    this.#principals = new TokenBuckets(limits.commandsPerSecond, 2 * limits.commandsPerSecond);
-    this.#tenants = new TokenBuckets(limits.tenantCommandsPerSecond, 2 * limits.tenantCommandsPerSecond);
+    this.#principals = new TokenBuckets(limits.commandsPerSecond, 2 * limits.commandsPerSecond, metrics);
+    this.#tenants = new TokenBuckets(limits.tenantCommandsPerSecond, 2 * limits.tenantCommandsPerSecond, metrics);
     this.#metrics = metrics;
   }
 

@@ -23,7 +23,7 @@ export class CommandLimits {
     private readonly rates: CommandRates,
     private readonly metrics: Metrics,
   ) {
-    this.#tenants = new TokenBuckets(rates.perTenant, rates.perTenant * 2);
+    this.#tenants = new TokenBuckets(rates.perTenant, rates.perTenant * 2, metrics);
   }
 
   /** @throws TuttiError `rate_limited` with `retryAfterMs`. */

@@ -1,11 +1,14 @@
 import { afterAll, beforeAll, expect, test } from 'vitest';
-import { TokenBucket } from '../../src/core/limits.js';
+import { TokenBucket, TokenBuckets } from '../../src/core/limits.js';
+import type { Principal } from '../../src/core/principal.js';
+import { Rates } from '../../src/http/rates.js';
 import { makeTenant } from '../e2e/tenants-made.js';
 import { connect } from '../support/client.js';
 import { eventually } from '../support/eventually.js';
 import { type GatewayProcess, startGateway } from '../support/gateway.js';
 import { freshDatabase } from '../support/postgres.js';
 import { Session } from '../support/session.js';
+import { recordMetrics } from '../support/telemetry.js';
 import { DEV_SERVER_KEY, devToken } from '../support/tokens.js';
 import { Wire } from '../support/wire.js';
 
@@ -139,4 +142,25 @@ test('[LIM1] a socket that talks and talks without being let in is closed, and t
   await closed;
   const ann = await connect({ url: gateway.url, token: await devToken({ user: 'ann' }) });
   ann.close();
+});
+
+test('[LIM1] buckets of rates are kept for 10,000, the least recently used goes first, and each that goes is counted', () => {
+  const metrics = recordMetrics();
+  const gone = () => metrics.total('limit_reached', { limit: 'rate_buckets' });
+  const buckets = new TokenBuckets(0.001, 1, metrics);
+  const take = (n: number) => buckets.take(`key ${n}`) === 0;
+  for (let n = 0; n < 10_000; n++) expect(take(n)).toBe(true);
+  expect([take(0), take(1), gone()]).toEqual([false, false, 0]);
+  expect([take(10_000), gone()]).toEqual([true, 1]);
+  // Not the oldest but the one that was used before all others.
+  expect([take(0), take(1), take(3)]).toEqual([false, false, false]);
+  expect([take(2), gone()]).toEqual([true, 2]);
+});
+
+test('[LIM1] requests over HTTP of more than 10,000 users: their buckets are bounded too', () => {
+  const metrics = recordMetrics();
+  const rates = new Rates({ commandsPerSecond: 1, tenantCommandsPerSecond: 1_000_000 }, metrics);
+  const user = (n: number): Principal => ({ kind: 'user', id: `u${n}`, tenant: 'acme', capabilities: {} });
+  for (let n = 0; n < 10_500; n++) rates.check(user(n));
+  expect(metrics.total('limit_reached', { limit: 'rate_buckets' })).toBe(500);
 });

@@ -108,6 +108,33 @@ test('Redis that stops answering costs bounded memory: announcements are dropped
   await eventually('it works again', () => one.bus.connected());
 });
 
+test('a gateway that does not read what Redis sends is cut by Redis at its limit, and hears everything after', async () => {
+  await redis.stop();
+  redis = await startRedis(['--client-output-buffer-limit', 'pubsub 1mb 0 0']);
+  const proxy = await startProxy(redis.port);
+  proxies.push(proxy);
+  const [one, two] = [await peer(), await peer(`redis://127.0.0.1:${proxy.port}`)];
+  await two.bus.subscribe(room('a'));
+  const subscribers = () =>
+    inspect(async (client) => {
+      const list = String(await client.call('CLIENT', 'LIST', 'TYPE', 'pubsub'));
+      return list.split('\n').filter((line) => line.includes('tutti-bus')).length;
+    });
+  expect(await subscribers()).toBe(2);
+  // Nothing the gateway does reaches Redis now: only Redis itself can end the connection.
+  proxy.blackhole();
+  const frame = event(1, 'x'.repeat(100_000));
+  await eventually('Redis cut it', async () => {
+    for (let i = 0; i < 20; i++) one.bus.announce(room('a'), frame);
+    return (await subscribers()) === 1;
+  });
+  expect(one.bus.connected()).toBe(true);
+  proxy.heal();
+  proxy.drop();
+  await eventually('it is back', () => two.bus.connected() && two.reconnects() > 0);
+  await flows(one, two, room('a'));
+});
+
 test('[BUS1] Redis sends a gateway nothing for rooms it has not subscribed', async () => {
   const [one, two] = [await peer(), await peer()];
   await two.bus.subscribe(room('a'));

@@ -1,4 +1,4 @@
-import { afterEach, beforeEach, describe, expect, test } from 'vitest';
+import { afterEach, beforeEach, describe, expect, test, vi } from 'vitest';
 import type { Revocation } from '../../src/core/directory.js';
 import { ConnectionLimits } from '../../src/core/limits.js';
 import type { Principal } from '../../src/core/principal.js';
@@ -230,6 +230,28 @@ describe('output of a worker', () => {
     expect(await raw.status()).toBe(200);
     expect(raw.received).toContain('{"committed":2,"cancelled":false}');
     raw.socket.destroy();
+  });
+
+  test('a body that stands still for 120 s is over, whatever came before', async () => {
+    vi.useFakeTimers({ toFake: ['setInterval', 'clearInterval', 'performance'] });
+    try {
+      stand.runs.add('r1', 'streaming');
+      const raw = new RawConnection(stand.port);
+      raw.send(head + chunk(line(0)));
+      await until(() => stand.runs.parts.length === 1);
+      vi.advanceTimersByTime(116_000);
+      raw.send(chunk(line(1)));
+      await until(() => stand.runs.parts.length === 2);
+      vi.advanceTimersByTime(116_000);
+      await new Promise((wait) => setTimeout(wait, 50));
+      expect(raw.received).toBe('');
+      vi.advanceTimersByTime(8_000);
+      expect(await raw.status()).toBe(400);
+      expect(raw.received).toContain('"code":"bad_request"');
+      raw.socket.destroy();
+    } finally {
+      vi.useRealTimers();
+    }
   });
 
   test('[RUN3] a cancel is answered at once, with the body still open', async () => {
