@@ -22,6 +22,8 @@ export class Publisher {
    * event again itself may say so.
    */
   readonly knownAtOnce: string[] = [];
+  /** The longest that one event took from its first attempt to its acknowledgement, in ms. */
+  longestMs = 0;
   /** Attempts that ended without an acknowledgement. */
   retries = 0;
   #client: TestClient | undefined;
@@ -40,7 +42,9 @@ export class Publisher {
   async publish(done: () => boolean, pauseMs: number): Promise<void> {
     for (let n = this.acked.length; !done(); n += 1) {
       const mid = `${this.name}-${n}`;
+      const begun = performance.now();
       this.acked.push({ mid, seq: await this.#acknowledged(mid) });
+      this.longestMs = Math.max(this.longestMs, performance.now() - begun);
       if (n % 25 === 24) await this.#again();
       await sleep(pauseMs);
     }

@@ -123,13 +123,17 @@ test('[DRN2] three gateways restarted one after another under load: nothing is l
   const absences = readers.flatMap((reader) => reader.absences);
   const away = absences.map(({ ms }) => Math.round(ms)).sort((a, b) => a - b);
   const longest = away.at(-1) ?? 0;
+  const waited = Math.max(...publishers.map(({ longestMs }) => longestMs));
+  const retries = publishers.reduce((sum, one) => sum + one.retries, 0);
   console.log(
     `rolling restart: ${runs.length} runs, ${mids.length} events; ${away.length} absences of ${readers.length} readers: ` +
-      `median ${away[away.length >> 1]} ms, longest ${longest} ms`,
+      `median ${away[away.length >> 1]} ms, longest ${longest} ms; ` +
+      `longest wait of a publisher ${Math.round(waited)} ms, ${retries} attempts in vain`,
   );
   // Each reader was on some gateway and moved with it; some more than once.
   expect(readers.every((reader) => reader.absences.length >= 1)).toBe(true);
   expect(longest).toBeLessThan(5000);
+  expect(waited).toBeLessThan(5000);
   // They came back one by one, not in one quarter of a second.
   for (const restart of restarts) {
     const moved = absences.filter(
