@@ -24,6 +24,54 @@ const sources = readdirSync('src', { recursive: true, encoding: 'utf8' })
   .map((name) => textOf(join('src', name)))
   .join('\n');
 
+/** The messages of all log lines, as they are written in the sources. */
+const messages = [
+  ...sources.matchAll(/\b(?:(?:log|logger)\.(?:debug|info|warn|error)|crash)\([^;]*?, ['`]([^'`$]+)/g),
+].map(([, message = '']) => message.trim());
+
+/** The sections of a runbook by their titles. */
+const sectionsOf = (text: string): Map<string, string> =>
+  new Map(
+    text
+      .split(/^## /m)
+      .slice(1)
+      .map((section) => [section.slice(0, section.indexOf('\n')), section] as const),
+  );
+
+/** Whether text quotes a log line, in code or in quotes; only the beginning of one that ends in what happened. */
+function quotesLogLine(text: string): boolean {
+  const flat = text.replaceAll(/\s*\n\s*/g, ' ');
+  return messages.some((message) =>
+    ['`', '"'].some((mark) => flat.includes(mark + message + (message.length > 20 ? '' : mark))),
+  );
+}
+
+describe.each(names.filter((name) => name !== 'README.md'))('%s', (name) => {
+  const sections = sectionsOf(textOf(join(FOLDER, name)));
+
+  test('says what you see, what it means, what to do and when it is over', () => {
+    for (const title of ['What you see', 'What it means', 'What to do', 'Over when'])
+      expect(sections.get(title)?.length ?? 0, title).toBeGreaterThan(title.length + 40);
+  });
+
+  test('what you see names a metric and a log line; when it is over is told by a metric', () => {
+    const metric = /\b(tutti|process|nodejs)_[a-z_0-9]+/;
+    const seen = sections.get('What you see') ?? '';
+    expect(seen).toMatch(metric);
+    expect(quotesLogLine(seen), 'a log line').toBe(true);
+    expect(sections.get('Over when')).toMatch(metric);
+  });
+});
+
+test('the runbook of floods has every scope of a refusal', () => {
+  const scopes = [...sources.matchAll(/(?:'rate_limited', \{ scope: |#require\(|#refuse\()'(\w+)'/g)].map(
+    ([, scope]) => scope,
+  );
+  expect(new Set(scopes).size).toBe(6);
+  const text = textOf(join(FOLDER, 'tenant-flood.md'));
+  for (const scope of scopes) expect(text).toContain(`tutti_rate_limited_total{scope="${scope}"}`);
+});
+
 describe.each(files)('%s', (file) => {
   const text = textOf(file);
 
