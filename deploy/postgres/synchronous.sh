@@ -21,5 +21,6 @@ until [ "$($psql -c "select count(*) from pg_stat_replication where application_
   if [ $tries -gt "${WAIT_SECONDS:-60}" ]; then echo "No standby $name streams from this server." >&2; exit 1; fi
   sleep 1
 done
-$psql -c "alter system set synchronous_standby_names = 'FIRST 1 ($name)'" -c "select pg_reload_conf()" >/dev/null
+# In quotes: first and any are words of the setting itself.
+$psql -c "alter system set synchronous_standby_names = 'FIRST 1 (\"$name\")'" -c "select pg_reload_conf()" >/dev/null
 echo "The primary waits for $name."

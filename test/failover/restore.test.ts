@@ -1,19 +1,19 @@
-import { execFile } from 'node:child_process';
-import { join, resolve } from 'node:path';
-import { promisify } from 'node:util';
+import { readdir, rm } from 'node:fs/promises';
+import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import type { Position } from '../../src/protocol/primitives.js';
 import { inDatabase, storedEvents } from '../e2e/log-table.js';
+import { sleep } from '../e2e/run-stage.js';
 import { connect, type TestClient } from '../support/client.js';
 import { eventually } from '../support/eventually.js';
 import { type GatewayProcess, startGateway } from '../support/gateway.js';
 import { type Server, type Servers, startServers, wholePostgres } from '../support/postgres-pair.js';
 import { devToken } from '../support/tokens.js';
+import { tutti } from './cli.js';
 import { metric } from './metric.js';
 
 const bin = wholePostgres();
 const ROOM = 'hall';
-const root = resolve(import.meta.dirname, '../..');
 
 describe.skipIf(!bin)('restored from a backup (needs an installed Postgres)', () => {
   let servers: Servers;
@@ -91,14 +91,82 @@ describe.skipIf(!bin)('restored from a backup (needs an installed Postgres)', ()
     expect((await storedEvents(server.url, ROOM)).at(-1)).toMatchObject({ mid: 'next', seq: mids.length + 1 });
   };
 
+  const recover = async (server: Server) => {
+    await server.start();
+    await inDatabase(server.url, (sql) =>
+      eventually('recovered', async () => (await sql`select pg_is_in_recovery() as going`)[0]?.going === false),
+    );
+  };
+
+  // First of all, because the others write timelines of their own into the archive.
+  test('[EPOCH1] for practice, to the end of the archive: everything archived is there, and the archive stays as it was', async () => {
+    const archived = (await readdir(archive)).sort();
+    const drill = await servers.place('drill');
+    await servers.run('restore.sh', [backup], drill, { ARCHIVE: archive, DRILL: 'yes' });
+    await recover(drill);
+    const gateway = await serveOver(drill);
+    const whole = (await storedEvents(drill.url, ROOM)).map(({ mid }) => mid);
+    expect(whole.slice(0, noted.mids.length)).toEqual(noted.mids);
+    expect(whole.slice(noted.mids.length)).toEqual([...Array.from({ length: 10 }, (_, n) => `lost-${n}`), 'lost-last']);
+    await expectRestored(drill, gateway, whole);
+    const archiving = await inDatabase(drill.url, async (sql) => {
+      await sql`select pg_switch_wal()`;
+      return (await sql`show archive_mode`)[0]?.archive_mode;
+    });
+    expect(archiving).toBe('off');
+    await gateway.stop();
+    await drill.stop();
+    expect((await readdir(archive)).sort()).toEqual(archived);
+  }, 60_000);
+
+  test('[EPOCH1] a server is lost with its disk, and there is only the archive: what was archived is there, without a gap', async () => {
+    const ARCHIVE = join(servers.directory, 'archive-of-lost');
+    const lost = await servers.make('lost');
+    await lost.start();
+    await servers.run('archive.sh', [], lost, { ARCHIVE, ARCHIVE_TIMEOUT: '3' });
+    await lost.stop();
+    await lost.start();
+    const gateway = await serveOver(lost);
+    const client = await connect({ url: gateway.url, token });
+    const from = await servers.run('backup.sh', [], lost, { BACKUPS: join(servers.directory, 'backups-of-lost') });
+    const archived = () =>
+      inDatabase(lost.url, async (sql) =>
+        Number((await sql`select archived_count from pg_stat_archiver`)[0]?.archived_count),
+      );
+    const acked: { mid: string; at: number }[] = [];
+    const say = async (mid: string) => {
+      acked.push({ mid, at: (await publish(client, mid)).at });
+      await sleep(20);
+    };
+    const begun = await archived();
+    while ((await archived()) < begun + 2) await say(`m-${acked.length}`);
+    // Most of what the setting allows to be lost, up to an acknowledgement right before the end.
+    for (const since = Date.now(); Date.now() - since < 2000; ) await say(`m-${acked.length}`);
+    acked.push({ mid: 'last', at: (await publish(client, 'last')).at });
+    await lost.kill9();
+    await rm(lost.data, { recursive: true });
+    client.close();
+    await gateway.stop();
+
+    const found = await servers.place('found');
+    await servers.run('restore.sh', [from], found, { ARCHIVE });
+    await recover(found);
+    const mids = (await storedEvents(found.url, ROOM)).map(({ mid }) => mid);
+    expect(mids.length).toBeGreaterThan(0);
+    expect(mids).toEqual(acked.slice(0, mids.length).map(({ mid }) => mid));
+    const last = acked[mids.length - 1]?.at ?? 0;
+    console.log(
+      `archive alone, archive_timeout 3 s: ${acked.length - mids.length} of ${acked.length} acknowledged events lost, ` +
+        `those of the last ${(acked.at(-1)?.at ?? 0) - last} ms`,
+    );
+    await found.stop();
+  }, 90_000);
+
   test('[EPOCH1] [RES1] to a point in time: epochs move, readers from before start over and end with the restored log', async () => {
     const began = performance.now();
     const restored = await servers.place('restored');
     await servers.run('restore.sh', [backup, noted.time], restored, { ARCHIVE: archive });
-    await restored.start();
-    await inDatabase(restored.url, (sql) =>
-      eventually('recovered', async () => (await sql`select pg_is_in_recovery() as going`)[0]?.going === false),
-    );
+    await recover(restored);
     const recovered = performance.now();
     const gateway = await serveOver(restored);
     console.log(
@@ -131,12 +199,9 @@ describe.skipIf(!bin)('restored from a backup (needs an installed Postgres)', ()
 
     const client = await connect({ url: gateway.url, token });
     const { position } = await client.call('room.join', { room: ROOM });
-    const { stdout } = await promisify(execFile)(
-      process.execPath,
-      ['--import', 'tsx', join(root, 'src/cli.ts'), 'epochs', 'advance', '--tenant', 'demo', '--yes'],
-      { cwd: root, env: { PATH: process.env.PATH ?? '', DATABASE_URL: loaded.url } },
+    expect(await tutti(loaded.url, 'epochs', 'advance', '--tenant', 'demo', '--yes')).toContain(
+      'Advanced the epochs of 1 rooms',
     );
-    expect(stdout).toContain('Advanced the epochs of 1 rooms');
     const resync = await client.waitFor('room.resync');
     expect(resync).toMatchObject({ reason: 'epoch_changed', position: { seq: position.seq } });
     const next = await publish(client, 'after-the-advance');
