@@ -33,6 +33,9 @@ enum state { AWAY, OPENING, GREETED, ENTERING, JOINING, LIVE };
 #define ROOMS 50
 /* Connecting at the same time before it is `ready`. */
 #define AT_ONCE 100
+/* Part of all clients that come in a millisecond at most, twice what their times of 0.5 to 1.5 s make, and most that come at once. */
+#define PER_MS 0.002
+#define HEAP 20
 
 struct client {
   int fd;
@@ -249,11 +252,17 @@ static void turn(int at_once) {
     struct client *c = &clients[i];
     if (c->state != AWAY && c->state != LIVE) coming++;
   }
-  for (int i = 0; i < count && coming < at_once; i++) {
+  /* Clients of many machines come one by one: where this program was kept waiting, they do not come in a heap when it goes on. */
+  static double may_come, last;
+  may_come += (now - last) * PER_MS * count;
+  if (may_come > HEAP) may_come = HEAP;
+  last = now;
+  for (int i = 0; i < count && coming < at_once && may_come >= 1; i++) {
     struct client *c = &clients[i];
     if (c->state != AWAY || c->due > now) continue;
     come(c);
     coming++;
+    may_come--;
   }
 }
 
