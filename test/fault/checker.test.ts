@@ -2,11 +2,13 @@ import { mkdtempSync, rmSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
+import type { Part } from '../../src/protocol/parts.js';
 import { random } from '../support/random.js';
 import { type CheckOptions, checkHistory, type Rule } from './checker/check.js';
 import { goodHistory, SMALL, type Source, sources } from './checker/good-history.js';
 import { rules } from './checker/verdict.js';
 import { Digest, type Entry, HistoryWriter } from './history.js';
+import { OutputDigest } from './output-digest.js';
 
 let scratch: string;
 let files = 0;
@@ -45,16 +47,27 @@ const ack = (t: number, mid: string, seq: number, duplicate = false): Entry => [
 ];
 const nack = (t: number, mid: string, code = 'rate_limited'): Entry => ['nack', s(t), 'ann', mid, code];
 const joined = (t: number, reader = 'bob', seq = 0): Entry => ['join', s(t), reader, 'a', 'r', 'g1', 'start', 'e', seq];
-const resumed = (t: number, seq: number, reader = 'bob'): Entry => [
+const resumed = (t: number, seq: number, reader = 'bob', asked = seq): Entry => [
   'join',
   s(t),
   reader,
   'a',
   'r',
   'g1',
-  'resumed',
+  `e:${asked}`,
   'e',
   seq,
+];
+const opened = (t: number, reader = 'bob'): Entry => ['open', s(t), reader, 'a', 'r'];
+const ran = (state: string, attempt: number, digest: string, mid: string | null = null): Entry => [
+  'ran',
+  'run',
+  'a',
+  'r',
+  mid,
+  state,
+  attempt,
+  digest,
 ];
 const got = (t: number, seq: number, mids: string[], reader = 'bob'): Entry => ['recv', s(t), reader, 'e', seq, mids];
 const stored = (mids: string[], head = mids.length): Entry => ['stored', 'a', 'r', 'e', 0, head, 1, mids];
@@ -82,7 +95,7 @@ const run: Entry[] = [
   ['chunk', s(1.1), 'carl', 'run', 1, 1, part(1)],
   ['chunk', s(1.2), 'carl', 'run', 1, 3, part(3)],
   ['end', s(1.3), 'carl', 'run', 'completed', part(3)],
-  ['ran', 'run', 'a', 'completed', 1, part(3)],
+  ran('completed', 1, part(3)),
 ];
 
 /** `history` with the first entry that `wanted` matches replaced. */
@@ -174,6 +187,18 @@ const broken: Record<Rule, Record<string, Entry[]>> = {
   },
   resume: {
     'put further on': change(log, { 0: 'recv' }, got(3.2, 1, ['x']), resumed(3.3, 2), got(3.4, 3, ['z'])),
+    'put elsewhere at its first join': [
+      ...without(without(log, 'join'), 'recv'),
+      resumed(3.2, 1, 'bob', 0),
+      got(3.3, 2, ['y', 'z']),
+    ],
+    'asked for another place than where it stands': change(
+      log,
+      { 0: 'recv' },
+      got(3.2, 1, ['x']),
+      resumed(3.3, 1, 'bob', 0),
+      got(3.4, 2, ['y', 'z']),
+    ),
     'the start is not the start': change(log, { 0: 'join' }, joined(0.5, 'bob', 1)).map((entry) =>
       entry[0] === 'recv' ? got(3.2, 2, ['y', 'z']) : entry,
     ),
@@ -222,32 +247,57 @@ const broken: Record<Rule, Record<string, Entry[]>> = {
     truncated: [
       ...without(without(run, 'ran'), 'end'),
       ['end', s(2), 'carl', 'run', 'completed', part(2)],
-      ['ran', 'run', 'a', 'completed', 1, part(2)],
+      ran('completed', 1, part(2)),
     ],
     'a failed one that is no prefix': [
       ...without(without(run, 'ran'), 'end'),
       ['end', s(2), 'carl', 'run', 'failed', 'q'],
-      ['ran', 'run', 'a', 'failed', 1, 'q'],
+      ran('failed', 1, 'q'),
     ],
   },
   'run-lost': {
     'not in the table': [...without(run, 'ran'), stored([])],
   },
-  'run-stuck': {
-    'streaming for ever': [
-      ...without(without(without(run, 'ran'), 'end'), 'chunk'),
-      ['ran', 'run', 'a', 'streaming', 1, part(1)],
+  'run-ghost': {
+    'told of in a log': [stored(['run:other:created', 'run:other:end'])],
+    'in the table': [...log, ran('completed', 1, digestOf(''))],
+    'made twice for one wish': [
+      ['wish', s(1), 'a', 'r', 'm'],
+      ['ask', s(1.1), 'first', 'a', 'r'],
+      ['ran', 'first', 'a', 'r', 'm', 'completed', 1, digestOf('')],
+      ['ran', 'again', 'a', 'r', null, 'completed', 1, digestOf('')],
+      stored(['run:first:created', 'run:first:end']),
     ],
+  },
+  'run-events': {
+    'not told that it was made': [...run, stored(['run:run:end'])],
+    'not told that it ended': [...run, stored(['run:run:created'])],
+    'its end comes first': [...run, stored(['run:run:end', 'run:run:created'])],
+    'in another room': [
+      ...run,
+      stored(['run:run:created', 'run:run:end']),
+      ['stored', 'a', 'r2', 'e', 0, 1, 1, ['run:run:end']],
+    ],
+    'neither of them': [...run, stored(['run:run:created', 'run:run:paused', 'run:run:end'])],
+  },
+  'run-stuck': {
+    'streaming for ever': [...without(without(without(run, 'ran'), 'end'), 'chunk'), ran('streaming', 1, part(1))],
     'too long after its worker was killed': [
       ...without(without(run, 'ran'), 'end'),
       ['fault', s(2), 1, 'worker-kill', 'w1'],
       ['heal', s(2.5), 1],
       ['end', s(30), 'carl', 'run', 'failed', part(3)],
-      ['ran', 'run', 'a', 'failed', 1, part(3)],
+      ran('failed', 1, part(3)),
     ],
   },
   fence: {
-    'an old fence was accepted': [...run, ['zombie', s(2), 'w1', 'run', 1]],
+    'an old fence was accepted': [
+      ...run,
+      ['wrote', s(1.2), 'w1', 'run', 1],
+      ['claim', s(1.25), 'w2', 'run', 1, 2],
+      ['wrote', s(1.26), 'w1', 'run', 1],
+    ],
+    'a fence that nobody was given was accepted': [...run, ['wrote', s(1.2), 'w1', 'run', 2]],
     'two workers, one fence': [...run, ['claim', s(1.01), 'w2', 'run', 1, 1]],
     'a view back in an older attempt': change(
       run,
@@ -262,6 +312,30 @@ const broken: Record<Rule, Record<string, Entry[]>> = {
       ['fault', s(2.5), 1, 'redis-kill', 'redis'],
       ['heal', s(4), 1],
       got(15, 1, ['x', 'y', 'z']),
+    ],
+    'eleven seconds, and only a worker was killed meanwhile': [
+      ...without(log, 'recv'),
+      ['fault', s(2.5), 1, 'redis-kill', 'redis'],
+      ['heal', s(4), 1],
+      ['fault', s(5), 2, 'worker-kill', 'w1'],
+      ['heal', s(12), 2],
+      got(15, 1, ['x', 'y', 'z']),
+    ],
+    'never let in': [
+      ...log,
+      opened(1, 'eve'),
+      send(12, 'w'),
+      ack(12.1, 'w', 4),
+      got(12.2, 4, ['w']),
+      stored(['x', 'y', 'z', 'w']),
+    ].filter((entry) => entry[0] !== 'stored' || entry[5] === 4),
+    'let in after eleven seconds': [opened(0), ['join', s(11.5), 'bob', 'a', 'r', 'g1', 'latest', 'e', 0]],
+    'left, as it was not let in': [...log, opened(1, 'eve'), left(12, 'eve')],
+    'never back from a killed gateway, though nothing was missed': [
+      ...log,
+      ['fault', s(4), 1, 'gateway-kill', 'g1'],
+      ['heal', s(5), 1],
+      ['fault', s(16), 2, 'poison', 'p'],
     ],
     'eleven seconds without a fault, in two pieces': [
       ...without(log, 'recv'),
@@ -327,6 +401,66 @@ test('who was on a killed gateway has caught up when it joined again and has wha
   expect(verdict.recoveries.faults[0]).toMatchObject({ caughtUpMs: 1500, firstAckMs: 200 });
 });
 
+test('a gateway cut off from Postgres is well when it acknowledges something itself', async () => {
+  const verdict = await check([
+    ['conn', s(0.5), 'ann/1', 'g1'],
+    ['conn', s(0.5), 'ann/2', 'g2'],
+    ['fault', s(1), 1, 'postgres-blackhole', 'g1'],
+    ['heal', s(2), 1],
+    send(2.1, 'x', 'ann/2'),
+    ack(2.2, 'x', 1),
+    send(1.5, 'y', 'ann/1'),
+    ['unknown', s(1.6), 'ann', 'y', 'cut'],
+    send(1.7, 'y', 'ann/2'),
+    ack(2.3, 'y', 2),
+    send(1.8, 'z', 'ann/1'),
+    ack(3.5, 'z', 3),
+    stored(['x', 'y', 'z']),
+  ]);
+  expect(verdict.violations).toEqual([]);
+  expect(verdict.recoveries.faults[0]?.firstAckMs).toBe(1500);
+});
+
+test('what was done to clients is measured by those it was done to, once they are back', async () => {
+  const verdict = await check([
+    send(1, 'x'),
+    ack(1.1, 'x', 1),
+    ...['bob', 'eve', 'bobby'].flatMap((reader) => [joined(1, reader), got(1.2, 1, ['x'], reader)]),
+    ['fault', s(2), 1, 'client-cut', 'ann eve'],
+    ['gone', s(2), 'eve', 'cut'],
+    send(2.1, 'y'),
+    ack(2.2, 'y', 2),
+    resumed(3, 1, 'eve'),
+    ...['bob', 'bobby'].map((reader) => got(2.3, 2, ['y'], reader)),
+    got(3.5, 2, ['y'], 'eve'),
+    stored(['x', 'y']),
+  ]);
+  expect(verdict.violations).toEqual([]);
+  expect(verdict.recoveries.kinds[0]?.caughtUp).toEqual({ n: 1, p50: 1500, p99: 1500, max: 1500 });
+});
+
+test('output has one digest however it is cut into deltas, and another for any other part', () => {
+  const of = (...parts: Part[]) => new OutputDigest().add(...parts).toString();
+  const delta = (text: string, id = 't'): Part => ({ type: 'text-delta', id, delta: text });
+  const end: Part = { type: 'text-end', id: 't' };
+  const tool: Part = { type: 'tool-output-available', toolCallId: 'c', output: { a: 1, b: [2, null] } };
+  const whole = of(delta('one two'), end, tool);
+  expect(of(delta('one '), delta('two'), end, tool)).toBe(whole);
+  expect(of(delta('one two'), end, { output: { b: [2, null], a: 1 }, toolCallId: 'c', type: tool.type } as Part)).toBe(
+    whole,
+  );
+  const others = [
+    of(delta('one two'), end),
+    of(delta('one two'), tool, end),
+    of(delta('one '), delta('two', 'u'), end, tool),
+    of(delta('one '), end, delta('two'), tool),
+    of(delta('one two'), end, { ...tool, output: { a: 1, b: [2] } } as Part),
+    of({ type: 'reasoning-delta', id: 't', delta: 'one two' }, end, tool),
+    of({ ...delta('one two'), providerMetadata: {} } as Part, end, tool),
+  ];
+  expect(new Set([whole, ...others]).size).toBe(1 + others.length);
+});
+
 test('a storm is measured by its own readers, from the cut until they are back and have everything, and they count for no other fault', async () => {
   const one = 'crowd-w0n0';
   const verdict = await check([
@@ -364,12 +498,12 @@ test('a run that ended before its worker was killed has nothing to recover from,
     ['ask', s(1), 'run', 'a', 'r'],
     joined(1),
     ['claim', s(1.1), 'w1', 'run', 1, 1],
-    got(1.5, 1, ['run:run:end']),
+    got(1.5, 1, ['run:run:created', 'run:run:end']),
     ['fault', s(2), 1, 'worker-kill', 'w1'],
     ['heal', s(2), 1],
-    resumed(90, 1),
-    stored(['run:run:end']),
-    ['ran', 'run', 'a', 'completed', 1, digestOf('')],
+    resumed(90, 2),
+    stored(['run:run:created', 'run:run:end']),
+    ran('completed', 1, digestOf('')),
   ]);
   expect(verdict.violations).toEqual([]);
 });
@@ -396,6 +530,27 @@ describe('what was promised nobody is no violation', () => {
     ],
     'a retry on another connection': [
       [send(1, 'x', '1'), send(1.1, 'y', '1'), send(2, 'x', '2'), ack(2, 'y', 1), ack(3, 'x', 2), stored(['y', 'x'])],
+    ],
+    'a run whose asker was never answered': [
+      [
+        ['wish', s(1), 'a', 'r', 'm'],
+        ran('completed', 1, digestOf(''), 'm'),
+        stored(['run:run:created', 'run:run:end']),
+      ],
+    ],
+    'a start before the floor rose': [
+      [joined(0.5), send(1, 'x'), ack(2, 'x', 1), left(2.5), ['stored', 'a', 'r', 'e', 1, 1, 2, []]],
+    ],
+    'a retry under a fence that is still the newest, and a write that was sent before the next one was given': [
+      [
+        ...run,
+        ['wrote', s(1.2), 'w1', 'run', 1],
+        ['wrote', s(1.25), 'w1', 'run', 1],
+        ['claim', s(1.25), 'w2', 'run', 1, 2],
+      ],
+    ],
+    'not let in while faults are on': [
+      [...log, ['fault', s(4), 1, 'gateway-kill', 'g2'], opened(4, 'eve'), ['heal', s(30), 1], left(35, 'eve')],
     ],
     'what is below the floor': [
       [send(1, 'x'), ack(2, 'x', 1), send(3, 'y'), ack(4, 'y', 2), ['stored', 'a', 'r', 'e', 1, 2, 2, ['y']]],
@@ -430,7 +585,7 @@ describe('what was promised nobody is no violation', () => {
         ['reset', s(17), 'carl', 'run', 2],
         ['chunk', s(17), 'carl', 'run', 2, 1, digestOf('else')],
         ['end', s(18), 'carl', 'run', 'completed', digestOf('else')],
-        ['ran', 'run', 'a', 'completed', 2, digestOf('else')],
+        ran('completed', 2, digestOf('else')),
       ],
     ],
     'a part that a killed worker had no time to write down': [
@@ -439,7 +594,7 @@ describe('what was promised nobody is no violation', () => {
         ['fault', s(2), 1, 'worker-kill', 'w1'],
         ['heal', s(2), 1],
         ['end', s(3), 'carl', 'run', 'failed', part(1)],
-        ['ran', 'run', 'a', 'failed', 1, part(1)],
+        ran('failed', 1, part(1)),
       ],
     ],
     'slow while the next fault is active': [
@@ -564,7 +719,7 @@ describe('a long history', () => {
       'a resumed reader is put one further on': {
         rule: 'resume',
         spoil: (by, pick) => {
-          pickOf(by, 'readers', 'join', pick, (entry) => entry[6] === 'resumed')[8] += 1;
+          pickOf(by, 'readers', 'join', pick, (entry) => entry[6] !== 'start')[8] += 1;
         },
       },
       'an ack tells another place': {

@@ -10,13 +10,16 @@ export type Entry =
   // Publishing. `conn` names the connection an attempt was sent on: order is promised for what shares one. A mid names
   // one event of one publisher in the whole history; a publisher's entries, and a reader's, are in one file.
   | ['send', t: number, publisher: string, tenant: string, room: string, mid: string, conn: string]
+  /** The gateway that a connection leads to, written before anything is sent on it. */
+  | ['conn', t: number, conn: string, gateway: string]
   | ['ack', t: number, publisher: string, mid: string, epoch: string, seq: number, duplicate: boolean]
   /** Refused: this attempt was not stored. `log_unavailable` and `internal` leave that open and are `unknown`. */
   | ['nack', t: number, publisher: string, mid: string, code: string]
   | ['unknown', t: number, publisher: string, mid: string, why: string]
 
   // Reading. A reader reads one room and keeps its position over many joins; `gateway` is where it joined. It stands at
-  // `seq` then: `seq + 1` is due next. The join is written before what was received after it.
+  // `seq` then: `seq + 1` is due next. The join is written before what was received after it, `open` once before all.
+  | ['open', t: number, reader: string, tenant: string, room: string]
   | [
       'join',
       t: number,
@@ -32,36 +35,46 @@ export type Entry =
   | ['resync', t: number, reader: string, reason: string, epoch: string, seq: number]
   /** Events with consecutive numbers from `seq` on, in the order they were handled. */
   | ['recv', t: number, reader: string, epoch: string, seq: number, mids: string[]]
-  /** The connection was lost or closed. `left`: by its own will, it need not catch up any more. Not written at the end. */
+  /** The connection was lost or closed. `left`: by its own will, joined or not; it need not catch up any more. Not written at the end. */
   | ['gone', t: number, reader: string, why: string]
   /** Bytes of `owner`, another tenant, were found in what the socket of `tenant` received. */
   | ['leak', t: number, reader: string, tenant: string, owner: string, where: string]
 
-  // Runs. Digests are of the text so far (see Digest): equal digests, equal bytes. `ask` is written when the run's name is
-  // known. Workers write `work` before they send it.
+  // Runs. Digests are of the output so far (see OutputDigest): equal digests, equal output. `wish` is written before a run is
+  // asked for under a mid, `ask` when its name is known. Workers write `work` before they send it.
+  | ['wish', t: number, tenant: string, room: string, mid: string]
   | ['ask', t: number, run: string, tenant: string, room: string]
   | ['claim', t: number, worker: string, run: string, attempt: number, fence: number]
-  /** A worker made parts `n … n + digests.length - 1` of an attempt; `digests[i]` is of the text up to and with part `n + i`. */
+  /** A worker made parts `n … n + digests.length - 1` of an attempt; `digests[i]` is of the output up to and with part `n + i`. */
   | ['work', t: number, worker: string, run: string, attempt: number, n: number, digests: string[]]
-  /** What a reader sees of a run: the first `next` parts of this attempt, whose text has this digest. */
+  /** What a reader sees of a run: the first `next` parts of this attempt, which have this digest. */
   | ['chunk', t: number, reader: string, run: string, attempt: number, next: number, digest: string]
   | ['reset', t: number, reader: string, run: string, attempt: number]
-  /** A reader was told the final state; `digest` is of the text of the final message. */
+  /** A reader was told the final state; `digest` is of the parts of the final message. */
   | ['end', t: number, reader: string, run: string, state: string, digest: string]
-  /** A write of a worker under an older fence than the newest was accepted, as the worker saw it. */
-  | ['zombie', t: number, worker: string, run: string, fence: number]
+  /** A write or heartbeat that a worker sent at `t` under this fence was accepted. */
+  | ['wrote', t: number, worker: string, run: string, fence: number]
 
-  // Faults. `heal` is when the injector had put everything back. The target of `gateway-…` is a gateway as in `join`, of
-  // `worker-…` a worker as in `claim`.
+  // Faults. `heal` is when the injector had put everything back. The target of `gateway-…` and `…-blackhole` is a gateway as in
+  // `join`, of `worker-…` a worker as in `claim`, of `client-…` names of clients with blanks between them; of a storm it is none.
   | ['fault', t: number, id: number, kind: string, target: string]
   | ['heal', t: number, id: number]
 
   // The tables, read past the gateways when all was over. Events come in pages, `seq` is the first one's.
   | ['stored', tenant: string, room: string, epoch: string, floor: number, head: number, seq: number, mids: string[]]
-  | ['ran', run: string, tenant: string, state: string, attempt: number, digest: string];
+  | [
+      'ran',
+      run: string,
+      tenant: string,
+      room: string,
+      mid: string | null,
+      state: string,
+      attempt: number,
+      digest: string,
+    ];
 
-/** How a reader asked to be put where it is: `resumed` from its own position. */
-export type Asked = 'start' | 'latest' | 'resumed';
+/** Where a reader asked to be put: a position of its own is `<epoch>:<seq>`. */
+export type Asked = 'start' | 'latest' | `${string}:${number}`;
 
 /** Readers of a storm have names that begin with this; the checker tells them by it. */
 export const stormName = (process: string, storm: number): string => `${process}-w${storm}`;
@@ -102,10 +115,7 @@ export async function* readHistory(file: string): AsyncGenerator<Entry> {
   }
 }
 
-/**
- * A running digest of text, FNV-1a of 64 bits over UTF-16 units: of a prefix at any time, without keeping the text.
- * Texts of a run are the deltas of its text and reasoning parts, joined in their order.
- */
+/** A running digest of text, FNV-1a of 64 bits over UTF-16 units: of a prefix at any time, without keeping the text. */
 export class Digest {
   #high = 0xcbf29ce4;
   #low = 0x84222325;
@@ -120,13 +130,6 @@ export class Digest {
       this.#high = high >>> 0;
     }
     return this;
-  }
-
-  copy(): Digest {
-    const copy = new Digest();
-    copy.#high = this.#high;
-    copy.#low = this.#low;
-    return copy;
   }
 
   toString(): string {

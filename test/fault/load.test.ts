@@ -95,7 +95,7 @@ test('a load process: every client, every fault of a client, and a history that 
   writer.write(['heal', monotonic(), 1]);
   load.say('quiet');
   const quiet = await eventually('quiet', () => load.status?.phase === 'quiet' && load.status);
-  expect(quiet).toMatchObject({ open: 0, runsOpen: 0, leaks: 0, zombies: 0 });
+  expect(quiet).toMatchObject({ open: 0, runsOpen: 0, leaks: 0 });
   expect(quiet.fenced).toBeGreaterThan(0);
   await eventually('nobody is behind', () => load.status?.behind === 0);
   load.say('stop');

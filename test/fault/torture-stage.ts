@@ -175,16 +175,11 @@ const fewerSockets = (wanted: number, fits: number) =>
 
 /** Looks after the processes, and puts what they must not do into `wrong`. @returns what ends it. */
 export function watch({ world, everybody }: TortureStage, wrong: string[]): () => Promise<void> {
-  const seen = new Set<string>();
   const over = new AbortController();
   const look = async () => {
     while (!over.signal.aborted) {
       for (const seat of world.seats) wrong.push(...(await seat.inspect()));
-      for (const { died } of everybody) {
-        if (died === undefined || seen.has(died)) continue;
-        seen.add(died);
-        wrong.push(died);
-      }
+      for (const { died } of everybody) if (died !== undefined && !wrong.includes(died)) wrong.push(died);
       await sleep(INSPECT_MS, undefined, { signal: over.signal }).catch(() => undefined);
     }
   };
@@ -200,8 +195,9 @@ export async function settle(loads: readonly Load[], wrong: string[]): Promise<v
   for (const load of loads) load.say('quiet');
   const settled = () =>
     loads.every(({ died, status }) => {
-      const { phase, open, behind, runsOpen } = status;
-      return died !== undefined || (phase === 'quiet' && open === 0 && behind === 0 && runsOpen === 0);
+      const { phase, open, behind, runsOpen, joined, readers } = status;
+      const settled = phase === 'quiet' && open === 0 && behind === 0 && runsOpen === 0 && joined === readers;
+      return died !== undefined || settled;
     });
   for (const deadline = Date.now() + SETTLE_MS; !settled(); await sleep(200)) {
     if (Date.now() < deadline) continue;

@@ -66,6 +66,7 @@ async function torture(options: TortureOptions, interrupted: AbortSignal): Promi
     const history = new HistoryWriter(ownHistory);
     done = await suffer(stage, options, history, wrong, interrupted);
     await Promise.all(stage.everybody.map((load) => load.end()));
+    for (const { died } of stage.everybody) if (died !== undefined && !wrong.includes(died)) wrong.push(died);
     await stage.world.asSuperuser((sql) => writeTables(sql, (entry) => history.write(entry)));
     await history.close();
     const { acked, received } = sumOf(stage.everybody);

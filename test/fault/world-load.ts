@@ -20,6 +20,9 @@ const statusLine = z.object({
   runsEnded: z.number(),
   /** Runs whose end nobody has seen. */
   runsOpen: z.number(),
+  /** Readers that are joined, of all that mean to be. */
+  joined: z.number(),
+  readers: z.number(),
 });
 export type LoadStatus = z.infer<typeof statusLine>;
 
@@ -31,7 +34,7 @@ export interface Load {
   readonly name: string;
   /** Its newest line. */
   readonly status: LoadStatus;
-  /** Whether it ended without having been told to. */
+  /** Why its history is not whole: it ended without having been told to, or did not when it was. */
   readonly died: string | undefined;
   /** One command on its standard input. */
   say(line: string): void;
@@ -57,6 +60,8 @@ const NONE: LoadStatus = {
   open: 0,
   runsEnded: 0,
   runsOpen: 0,
+  joined: 0,
+  readers: 0,
 };
 const END_MS = 20_000;
 
@@ -79,7 +84,7 @@ export function startLoad(config: LoadOptions): Promise<Load> {
   child.stdin?.on('error', () => undefined);
   const exited = new Promise<void>((done) => {
     child.once('exit', (code, signal) => {
-      if (!told) died = `load ${name} ended with ${code ?? signal}: ${errors}`;
+      if (!told || code !== 0) died ??= `load ${name} ended with ${code ?? signal}: ${errors}`;
       done();
     });
   });
@@ -115,7 +120,10 @@ export function startLoad(config: LoadOptions): Promise<Load> {
     async end() {
       told = true;
       load.say('stop');
-      const timer = setTimeout(() => child.kill('SIGKILL'), END_MS);
+      const timer = setTimeout(() => {
+        died ??= `load ${name} did not end within ${END_MS / 1000} s of being told to, so its history is cut short: ${errors}`;
+        child.kill('SIGKILL');
+      }, END_MS);
       await exited;
       clearTimeout(timer);
     },

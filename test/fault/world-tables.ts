@@ -1,5 +1,7 @@
 import type postgres from 'postgres';
-import { Digest, type Entry } from './history.js';
+import type { Part } from '../../src/protocol/parts.js';
+import type { Entry } from './history.js';
+import { OutputDigest } from './output-digest.js';
 
 /** Events of one entry. */
 const PAGE = 2000;
@@ -16,9 +18,11 @@ interface RoomRow {
 interface RunRow {
   id: string;
   tenant: string;
+  room: string;
+  mid: string | null;
   state: string;
   attempt: number;
-  output: { type: string; delta?: string }[] | null;
+  output: Part[] | null;
 }
 
 /** Writes what the tables hold into a history: every room's events in their order, and every run. */
@@ -27,10 +31,12 @@ export async function writeTables(sql: postgres.Sql, write: (entry: Entry) => vo
     select id, tenant_id as tenant, name as room, epoch, floor, head from tutti.rooms order by id`;
   for (const room of rooms) await writeRoom(sql, room, write);
   const runs = sql<RunRow[]>`
-    select id, tenant_id as tenant, state, attempt, output::jsonb as output from tutti.runs order by id`.cursor(500);
+    select r.id, r.tenant_id as tenant, m.name as room, r.mid, r.state, r.attempt, r.output::jsonb as output
+    from tutti.runs r join tutti.rooms m on m.id = r.room_id order by r.id`.cursor(500);
   for await (const rows of runs) {
-    for (const { id, tenant, state, attempt, output } of rows) {
-      write(['ran', id, tenant, state, attempt, digestOf(output ?? [])]);
+    for (const { id, tenant, room, mid, state, attempt, output } of rows) {
+      const digest = new OutputDigest().add(...(output ?? []));
+      write(['ran', id, tenant, room, mid, state, attempt, digest.toString()]);
     }
   }
 }
@@ -55,13 +61,4 @@ async function writeRoom(sql: postgres.Sql, row: RoomRow, write: (entry: Entry) 
     }
   }
   page(first, mids);
-}
-
-/** Of the text that the folded parts of a run say. */
-function digestOf(parts: { type: string; delta?: string }[]): string {
-  const digest = new Digest();
-  for (const { type, delta } of parts) {
-    if (type === 'text-delta' || type === 'reasoning-delta') digest.add(delta ?? '');
-  }
-  return digest.toString();
 }

@@ -14,7 +14,7 @@ export type { KindRecovery, Quantiles, Rule, Verdict } from './verdict.js';
 export interface CheckOptions {
   /** Rooms that are erased or restored: readers may be sent elsewhere, and what an old epoch held may be gone. Default: none. */
   mayMove?: MayMove;
-  /** From where recovery of a kind of fault is measured. Default: from the fault itself for what is done to clients, workers and by killing a gateway. */
+  /** From where recovery of a kind of fault is measured. Default: from the fault itself for what is done to workers, to clients that can come back at once, and by killing a gateway. */
   recoversFrom?: (kind: string) => 'fault' | 'heal';
   /** How long after a heal a publish still counts as sent in the fault, in ms. Default 3000. */
   marginMs?: number;
@@ -22,7 +22,7 @@ export interface CheckOptions {
   ackMs?: number;
   /** Least share of them that is. Default 0.99. */
   availability?: number;
-  /** Time without faults after a heal in which every reader has caught up, in ms. Default 10,000. */
+  /** Time without faults that others may feel, after a heal or its own beginning, in which every reader has caught up, in ms. Default 10,000. */
   caughtUpMs?: number;
   /** Time without faults in which the run of a killed worker goes on or ends, in ms. Default 20,000. */
   runRecoveryMs?: number;
@@ -30,7 +30,7 @@ export interface CheckOptions {
   blameless?: readonly string[];
 }
 
-const FROM_THE_FAULT = /^(gateway-(kill|term|drain)|client|worker)/;
+const FROM_THE_FAULT = /^(gateway-(kill|term|drain)|client-(cut|half-open|tabs|storm)|worker)/;
 const BLAMELESS = ['bad_request', 'payload_too_large'];
 
 /**
@@ -67,6 +67,7 @@ export async function checkHistory(files: readonly string[], options: CheckOptio
     hasTables: published.hasTables || runs.hasFinals,
     recoverUs: (options.runRecoveryMs ?? 20_000) * 1000,
     end: time.to,
+    published,
   });
 
   const { marginMs = 3000, ackMs = 5000, availability = 0.99 } = options;
@@ -78,6 +79,7 @@ export async function checkHistory(files: readonly string[], options: CheckOptio
     counts: countAll(published, readers, runs, faults, findings),
     runStates: runs.states,
     ...publishing,
+    caughtUp: readers.slowest,
     recoveries: recoveries.report(published),
     timeline: time.seconds(),
     span: { from: time.from, to: time.to },
@@ -108,10 +110,12 @@ function whatWasDone(
     stored: (entry) => published.stored(entry),
     leak: ([, t, reader, tenant, owner, where]) =>
       findings.add('isolation', `${reader} of ${tenant} received bytes of ${owner}: ${where}`, t),
+    conn: (entry) => published.conn(entry),
+    wish: (entry) => runs.wish(entry),
     ask: (entry) => runs.ask(entry),
     claim: (entry) => runs.claim(entry),
     work: (entry) => runs.work(entry),
-    zombie: (entry) => runs.zombie(entry),
+    wrote: (entry) => runs.wrote(entry),
     ran: (entry) => runs.ran(entry),
     fault: (entry) => {
       time.see(entry[1]);
@@ -133,6 +137,7 @@ function whatWasSeen(readers: Readers, runs: Runs, faults: Faults, findings: Fin
     }
   };
   return {
+    open: (entry) => readers.opened(entry),
     join: (entry) => {
       time.see(entry[1]);
       runs.joined(entry[2]);

@@ -1,5 +1,5 @@
 import type { EntryOf } from './entries.js';
-import { firstAtLeast } from './published.js';
+import { Spans } from './spans.js';
 
 export interface Fault {
   readonly id: number;
@@ -16,15 +16,18 @@ export interface Mark {
   readonly fault: Fault | undefined;
 }
 
+/**
+ * What workers, tenants and single clients suffer or do is no reason for anybody else to be late: only what happens to a
+ * gateway, to Redis, to Postgres or to clients by the thousand is.
+ */
+const NO_EXCUSE = /^(worker|tenant|poison|client-(cut|half-open|tabs))/;
+
 /** When faults were active. Ask after {@link Faults.settle}. */
 export class Faults {
   readonly all: Fault[] = [];
   readonly #byId = new Map<number, Fault>();
-  /** Starts and ends of the times with at least one active fault, ascending and apart. */
-  #starts: number[] = [];
-  #ends: number[] = [];
-  /** Length of all such times before each of them, µs. */
-  #before: number[] = [];
+  #active = new Spans([]);
+  #excuses = new Spans([]);
 
   fault([, t, id, kind, target]: EntryOf<'fault'>): void {
     const fault = { id, kind, target, at: t, healed: t };
@@ -39,47 +42,27 @@ export class Faults {
 
   settle(): void {
     this.all.sort((a, b) => a.at - b.at);
-    let faulty = 0;
-    for (const { at, healed } of this.all) {
-      const last = this.#ends.length - 1;
-      const end = this.#ends[last];
-      if (end !== undefined && at <= end) {
-        this.#ends[last] = Math.max(end, healed);
-        continue;
-      }
-      if (end !== undefined) faulty += end - (this.#starts[last] ?? end);
-      this.#starts.push(at);
-      this.#ends.push(healed);
-      this.#before.push(faulty);
-    }
+    this.#active = new Spans(this.all);
+    this.#excuses = new Spans(this.all.filter(({ kind }) => !NO_EXCUSE.test(kind)));
   }
 
-  /** Ends of the times with active faults. */
+  /** Ends of the times with active faults that others may feel. */
   get ends(): readonly number[] {
-    return this.#ends;
+    return this.#excuses.ends;
   }
 
-  /** µs without any active fault from `from` to `to`. */
+  /** µs from `from` to `to` without any active fault that others may feel. */
   quiet(from: number, to: number): number {
-    return to - from - (this.#faulty(to) - this.#faulty(from));
+    return this.#excuses.outside(from, to);
   }
 
-  /** Whether a fault is active at `t`, was within `after` µs before, or will be within `before` µs. */
+  /** Whether any fault is active at `t`, was within `after` µs before, or will be within `before` µs. */
   touches(t: number, before: number, after: number): boolean {
-    const next = firstAtLeast(this.#ends, t - after);
-    const start = this.#starts[next];
-    return start !== undefined && start <= t + before;
+    return this.#active.touches(t, before, after);
   }
 
   /** Whether any fault but this one was active at some time from `from` to `to`. */
   disturbed(fault: Fault, from: number, to: number): boolean {
     return this.all.some((other) => other !== fault && other.at <= to && other.healed >= from);
-  }
-
-  #faulty(t: number): number {
-    const next = firstAtLeast(this.#starts, t);
-    if (next === 0) return 0;
-    const last = next - 1;
-    return (this.#before[last] ?? 0) + Math.min(t, this.#ends[last] ?? t) - (this.#starts[last] ?? t);
   }
 }

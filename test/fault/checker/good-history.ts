@@ -113,7 +113,7 @@ function* read(room: Room, t: number, last: boolean, random: () => number): Gene
   const { tenant, name, log } = room;
   for (const reader of room.readers) {
     if (!reader.joined && (last || reader.seq === 0 || random() < 0.5)) {
-      const asked = reader.seq === 0 ? 'start' : 'resumed';
+      const asked = reader.seq === 0 ? 'start' : (`${EPOCH}:${reader.seq}` as const);
       yield ['readers', ['join', t, reader.name, tenant, name, 'g0', asked, EPOCH, reader.seq]];
       reader.joined = true;
     } else if (reader.joined && !last && reader.seq > 0 && random() < 0.02) {
@@ -150,7 +150,7 @@ function* stream(room: Room, run: string, t: number, twice: boolean, ran: Entry[
     }
     at += 1000;
     if (attempt < 2) continue;
-    ran.push(['ran', run, tenant, 'completed', attempt, text.toString()]);
+    ran.push(['ran', run, tenant, name, null, 'completed', attempt, text.toString()]);
     for (const { name: reader } of viewers) yield ['readers', ['end', at, reader, run, 'completed', text.toString()]];
   }
   log.push(`run:${run}:end`);

@@ -52,6 +52,8 @@ export class Published {
   readonly excused = new Set<number>();
   readonly ackLogs: (Log | undefined)[] = [];
   readonly ackSeqs: number[] = [];
+  /** The connection its first ack came on: the one of the last send before. */
+  readonly ackedOn: (string | undefined)[] = [];
   readonly logs: (Log | undefined)[] = [];
   readonly seqs: number[] = [];
   duplicates = 0;
@@ -60,6 +62,7 @@ export class Published {
   readonly #index = new Map<string, number>();
   readonly #rooms = new Map<string, Room>();
   readonly #names = new Map<string, string>();
+  readonly #gateways = new Map<string, string>();
   readonly #findings: Findings;
   #tables = false;
   #sends = 0;
@@ -120,6 +123,7 @@ export class Published {
     this.refused.push(0);
     this.ackLogs.push(undefined);
     this.ackSeqs.push(NONE);
+    this.ackedOn.push(undefined);
     this.logs.push(undefined);
     this.seqs.push(NONE);
     return event;
@@ -137,8 +141,20 @@ export class Published {
     } else if (this.rooms[event] !== room || this.publishers[event] !== publisher) {
       throw new Error(`A history names one event by a mid, but ${mid} was sent twice: to ${roomText(room)}, too`);
     }
+    // Until there is an ack: the connection it is waited for on.
+    if (!this.ackLogs[event]) this.ackedOn[event] = this.#name(conn);
     this.attempts[event] = (this.attempts[event] ?? 0) + 1;
     this.sentAt[event] = Math.min(this.sentAt[event] ?? t, t);
+  }
+
+  conn([, , conn, gateway]: EntryOf<'conn'>): void {
+    this.#gateways.set(conn, gateway);
+  }
+
+  /** The gateway an event was acknowledged by, where the history tells. */
+  ackedBy(event: number): string | undefined {
+    const conn = this.ackedOn[event];
+    return conn === undefined ? undefined : this.#gateways.get(conn);
   }
 
   ack([, t, publisher, mid, epoch, seq, duplicate]: EntryOf<'ack'>): void {

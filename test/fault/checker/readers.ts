@@ -1,4 +1,4 @@
-import { isOfStorm } from '../history.js';
+import { type Asked, isOfStorm } from '../history.js';
 import type { EntryOf } from './entries.js';
 import type { Fault, Faults } from './faults.js';
 import type { MayMove } from './log-rules.js';
@@ -22,7 +22,7 @@ interface Reader {
   nextMark: number;
   pending: { mark: number; gateway: string }[];
   /** Marks at which its gateway went away; `target` is what was acknowledged when it had joined again. */
-  uprooted: { mark: number; target: number | undefined }[];
+  uprooted: { mark: number; gateway: string; target: number | undefined }[];
 }
 
 interface ReaderOptions {
@@ -30,8 +30,8 @@ interface ReaderOptions {
   mayMove: MayMove;
 }
 
-/** Faults that take connections: of who was at the gateway, or in the storm. They have caught up once they joined again and have everything. */
-const UPROOTS = /^(gateway-(kill|term|drain)|client-storm)/;
+/** Faults that take connections: of who was at the gateway, in the storm, or hit itself. They have caught up once they joined again and have everything. */
+const UPROOTS = /^(gateway-(kill|term|drain)|client-(cut|half-open|slow|storm))/;
 /** So many missing numbers of one reader are told apart; past this a late one counts as a repeat. */
 const MISSING_MAX = 10_000;
 
@@ -42,12 +42,15 @@ export class Readers {
   resumes = 0;
   resyncs = 0;
   missed = 0;
+  readonly slowest = { allMs: 0, quietMs: 0 };
   readonly #published: Published;
   readonly #faults: Faults;
   readonly #recoveries: Recoveries;
   readonly #findings: Findings;
   readonly #options: ReaderOptions;
   readonly #readers = new Map<string, Reader>();
+  /** Those that have not been let in for the first time, and since when they want to be. */
+  readonly #outside = new Map<string, number>();
 
   constructor(
     published: Published,
@@ -76,8 +79,13 @@ export class Readers {
     return this.#readers.get(reader)?.left ?? false;
   }
 
+  opened([, t, name]: EntryOf<'open'>): void {
+    this.#outside.set(name, t);
+  }
+
   join([, t, name, tenant, roomName, gateway, asked, epoch, seq]: EntryOf<'join'>): void {
     this.joins += 1;
+    this.#wasOutside(name, t, 'got in only after');
     const room = this.#published.room(tenant, roomName);
     const log = this.#published.log(room, epoch);
     const reader = this.#readers.get(name);
@@ -89,13 +97,14 @@ export class Readers {
       this.#pass(reader, t);
       reader.gateway = gateway;
       reader.left = false;
-      if (asked === 'resumed') this.#resumed(reader, log, seq, t);
+      if (isPosition(asked)) this.#resumed(reader, log, seq, t);
       else this.#restart(reader, log, seq);
       for (const one of reader.uprooted) one.target ??= this.#published.ackedUpTo(reader.log, reader.seq, t);
       this.#settle(reader, t);
     }
-    if (asked === 'start' && seq !== log.floor && log.stored) {
-      this.#findings.add('resume', `${name} asked for the start and was put at ${seq}`, t);
+    const put = `${epoch}:${seq}`;
+    if (isPosition(asked) ? put !== asked && !this.#options.mayMove(tenant, roomName) : isNoStart(asked, log, seq)) {
+      this.#findings.add('resume', `${name} asked for ${asked} and was put at ${put}`, t);
     }
   }
 
@@ -116,6 +125,7 @@ export class Readers {
 
   gone([, t, name, why]: EntryOf<'gone'>): void {
     const reader = this.#readers.get(name);
+    if (why === 'left') this.#wasOutside(name, t, 'left, not let in for');
     if (!reader || why !== 'left') return;
     this.#pass(reader, t);
     reader.left = true;
@@ -136,6 +146,7 @@ export class Readers {
 
   /** Everything was read; `end` is the last time in the history. */
   finish(end: number): void {
+    for (const name of [...this.#outside.keys()]) this.#wasOutside(name, end, 'was never let in, for');
     for (const reader of this.#readers.values()) {
       this.#flush(reader);
       if (reader.left) continue;
@@ -151,6 +162,16 @@ export class Readers {
         );
       }
     }
+  }
+
+  /** The first join of a reader, or the end of its waiting for one. */
+  #wasOutside(name: string, t: number, what: string): void {
+    const since = this.#outside.get(name);
+    if (since === undefined) return;
+    this.#outside.delete(name);
+    const quiet = this.#faults.quiet(since, t);
+    if (quiet <= this.#options.caughtUpUs) return;
+    this.#findings.add('caught-up', `${name} ${what} ${(quiet / 1e6).toFixed(1)} s without a fault`, t);
   }
 
   #reader(name: string): Reader {
@@ -253,7 +274,7 @@ export class Readers {
         const pending = { mark: reader.nextMark, gateway: reader.gateway };
         const fault = this.#recoveries.marks[reader.nextMark]?.fault;
         if (fault && UPROOTS.test(fault.kind) && isConcerned(reader, fault, reader.gateway)) {
-          reader.uprooted.push({ mark: reader.nextMark, target: undefined });
+          reader.uprooted.push({ ...pending, target: undefined });
         } else if (reader.seq >= this.#target(reader, reader.nextMark)) this.#caughtUp(reader, pending, 0);
         else reader.pending.push(pending);
       }
@@ -276,7 +297,7 @@ export class Readers {
     for (const one of uprooted) {
       const fault = this.#recoveries.marks[one.mark]?.fault;
       if (!fault || reader.uprooted.includes(one)) continue;
-      this.#caughtUp(reader, { mark: one.mark, gateway: fault.target }, t - (this.#recoveries.times[one.mark] ?? t));
+      this.#caughtUp(reader, { mark: one.mark, gateway: one.gateway }, t - (this.#recoveries.times[one.mark] ?? t));
     }
   }
 
@@ -287,7 +308,13 @@ export class Readers {
   #caughtUp(reader: Reader, { mark, gateway }: { mark: number; gateway: string }, us: number): void {
     const fault = this.#recoveries.marks[mark]?.fault;
     if (!fault) {
-      if (us > this.#options.caughtUpUs) this.#tooLate(reader, mark, (this.#recoveries.times[mark] ?? 0) + us, 'only');
+      const healed = this.#recoveries.times[mark] ?? 0;
+      if (us > 0) {
+        const { slowest } = this;
+        slowest.allMs = Math.max(slowest.allMs, us / 1000);
+        slowest.quietMs = Math.max(slowest.quietMs, this.#faults.quiet(healed, healed + us) / 1000);
+      }
+      if (us > this.#options.caughtUpUs) this.#tooLate(reader, mark, healed + us, 'only');
     } else if (isConcerned(reader, fault, gateway)) {
       this.#recoveries.caughtUp(fault, us);
     }
@@ -296,10 +323,7 @@ export class Readers {
   #tooLate(reader: Reader, mark: number, t: number, when: 'never' | 'only'): void {
     const healed = this.#recoveries.times[mark] ?? t;
     const fault = this.#recoveries.marks[mark]?.fault;
-    if (fault) {
-      this.#recoveries.neverCaughtUp(fault);
-      return;
-    }
+    if (fault) this.#recoveries.neverCaughtUp(fault);
     // While other faults are active nothing is promised; only the quiet time since counts.
     if (this.#faults.quiet(healed, t) <= this.#options.caughtUpUs) return;
     const target = this.#target(reader, mark);
@@ -310,11 +334,17 @@ export class Readers {
   }
 }
 
+const isPosition = (asked: Asked): asked is `${string}:${number}` => asked !== 'start' && asked !== 'latest';
+
+/** The floor of a log only rises, so the start was never past the final one. */
+const isNoStart = (asked: Asked, log: Log, seq: number): boolean => asked === 'start' && log.stored && seq > log.floor;
+
 /**
- * Whose recovery a fault is measured by: who was on the gateway that it hit, who was in the storm, else everybody but those who
- * are there for a storm. Thousands of readers whose rooms are nearly still would make any other figure small.
+ * Whose recovery a fault is measured by: who was on the gateway that it hit, who was hit, who was in the storm, else everybody but
+ * those who are there for a storm. Thousands of readers whose rooms are nearly still would make any other figure small.
  */
-function isConcerned({ ofStorm }: Reader, { kind, target }: Fault, gateway: string): boolean {
-  if (kind.startsWith('gateway')) return gateway === target;
+function isConcerned({ name, ofStorm }: Reader, { kind, target }: Fault, gateway: string): boolean {
+  if (kind.startsWith('gateway') || kind.endsWith('-blackhole')) return gateway === target;
+  if (kind.startsWith('client-') && kind !== 'client-storm') return ` ${target} `.includes(` ${name} `);
   return ofStorm === (kind === 'client-storm');
 }

@@ -16,8 +16,7 @@ export class Recoveries {
   readonly times: readonly number[];
   readonly #faults: Faults;
   readonly #samples = new Map<Fault, Samples>();
-  /** First ack and first delivery at or after each mark and before the next. */
-  readonly #firstAck: Float64Array;
+  /** First delivery at or after each mark and before the next. */
   readonly #firstDelivery: Float64Array;
 
   constructor(faults: Faults, recoversFrom: (kind: string) => 'fault' | 'heal') {
@@ -29,8 +28,7 @@ export class Recoveries {
     }
     this.marks = marks.sort((a, b) => a.t - b.t);
     this.times = this.marks.map(({ t }) => t);
-    this.#firstAck = new Float64Array(marks.length).fill(Number.POSITIVE_INFINITY);
-    this.#firstDelivery = new Float64Array(marks.length).fill(Number.POSITIVE_INFINITY);
+    this.#firstDelivery = this.#never();
   }
 
   /** An event was delivered at `t`; `mark` is the last one at or before. */
@@ -55,21 +53,39 @@ export class Recoveries {
 
   /** Ask once, when every reader was looked at. */
   report(published: Published): { faults: FaultRecovery[]; kinds: KindRecovery[] } {
-    for (const t of published.ackedAt) {
-      if (t === Number.POSITIVE_INFINITY) continue;
-      const mark = firstAtLeast(this.times, t + 1) - 1;
-      if (t < (this.#firstAck[mark] ?? 0)) this.#firstAck[mark] = t;
-    }
-    for (let mark = this.marks.length - 2; mark >= 0; mark--) {
-      this.#firstAck[mark] = Math.min(this.#firstAck[mark] ?? 0, this.#firstAck[mark + 1] ?? 0);
-      this.#firstDelivery[mark] = Math.min(this.#firstDelivery[mark] ?? 0, this.#firstDelivery[mark + 1] ?? 0);
-    }
-    const faults = this.marks.flatMap((mark, at) => (mark.fault ? [this.#recovery(mark.fault, mark.t, at)] : []));
+    const acks = this.#firstAcks(published);
+    orLater(this.#firstDelivery);
+    const faults = this.marks.flatMap(({ fault, t }, at) => {
+      if (!fault) return [];
+      const firstAck = acks.get(cutOff(fault)) ?? this.#never();
+      return [this.#recovery(fault, t, firstAck[at], this.#firstDelivery[at])];
+    });
     const kinds = [...new Set(faults.map(({ kind }) => kind))].sort();
     return { faults, kinds: kinds.map((kind) => this.#kind(kind, faults)) };
   }
 
-  #recovery(fault: Fault, from: number, mark: number): FaultRecovery {
+  /** First acks at or after each mark: of anybody, and of each gateway that was cut off from something. */
+  #firstAcks(published: Published): Map<string | undefined, Float64Array> {
+    const acks = new Map<string | undefined, Float64Array>([[undefined, this.#never()]]);
+    for (const fault of this.#faults.all) acks.set(cutOff(fault), this.#never());
+    for (const [event, t] of published.ackedAt.entries()) {
+      if (t === Number.POSITIVE_INFINITY) continue;
+      const mark = firstAtLeast(this.times, t + 1) - 1;
+      const gateway = published.ackedBy(event);
+      for (const by of gateway === undefined ? [undefined] : [undefined, gateway]) {
+        const first = acks.get(by);
+        if (first && t < (first[mark] ?? 0)) first[mark] = t;
+      }
+    }
+    for (const first of acks.values()) orLater(first);
+    return acks;
+  }
+
+  #never(): Float64Array {
+    return new Float64Array(this.marks.length).fill(Number.POSITIVE_INFINITY);
+  }
+
+  #recovery(fault: Fault, from: number, firstAck?: number, firstDelivery?: number): FaultRecovery {
     const { caughtUp, never } = this.#samples.get(fault) ?? { caughtUp: [], never: true };
     const slowest = caughtUp.reduce((most, us) => Math.max(most, us), 0);
     const ms = (t: number | undefined) =>
@@ -80,8 +96,8 @@ export class Recoveries {
       target: fault.target,
       from,
       overlapped: this.#faults.disturbed(fault, fault.at, Math.max(from + slowest, fault.healed)),
-      firstAckMs: ms(this.#firstAck[mark]),
-      firstDeliveryMs: ms(this.#firstDelivery[mark]),
+      firstAckMs: ms(firstAck),
+      firstDeliveryMs: ms(firstDelivery),
       caughtUpMs: never || caughtUp.length === 0 ? undefined : slowest / 1000,
     };
   }
@@ -102,4 +118,12 @@ export class Recoveries {
       runs: quantiles(samples.flatMap(({ runs }) => runs)),
     };
   }
+}
+
+/** The gateway that was cut off from a server, while others were not: only what it acknowledges itself tells that it is well. */
+const cutOff = ({ kind, target }: Fault): string | undefined => (kind.endsWith('-blackhole') ? target : undefined);
+
+/** What is first after a mark is so after the marks before, where they have nothing earlier. */
+function orLater(first: Float64Array): void {
+  for (let mark = first.length - 2; mark >= 0; mark--) first[mark] = Math.min(first[mark] ?? 0, first[mark + 1] ?? 0);
 }

@@ -2,13 +2,15 @@ import { Digest } from '../history.js';
 import type { EntryOf } from './entries.js';
 import type { Fault, Faults } from './faults.js';
 import type { MayMove } from './log-rules.js';
+import type { Published } from './published.js';
 import type { Recoveries } from './recoveries.js';
+import { checkRunEvents, type KnownRun } from './run-events.js';
 import type { Findings } from './verdict.js';
 
 interface Attempt {
   /** Workers that were given it. */
   readonly workers: Set<string>;
-  /** `digests[n]` is of the text of the first `n` parts; a worker that made them twice may have made them otherwise. */
+  /** `digests[n]` is of the first `n` parts; a worker that made them twice may have made them otherwise. */
   readonly digests: (string | Set<string>)[];
   /** When a reader first saw something of it. */
   seenAt: number;
@@ -20,7 +22,10 @@ interface Run {
   room: string | undefined;
   readonly attempts: Map<number, Attempt>;
   readonly claims: { t: number; worker: string; attempt: number; fence: number }[];
-  final: { state: string; attempt: number; digest: string } | undefined;
+  asked: boolean;
+  final: { mid: string | null; state: string; attempt: number; digest: string } | undefined;
+  /** By fence: when the last write that was accepted under it was sent. */
+  readonly wrote: Map<number, { t: number; worker: string }>;
   endedAt: number;
   /** What each reader saw last, in which of its joins. */
   readonly views: Map<string, { join: number; attempt: number; next: number; end: string | undefined }>;
@@ -35,6 +40,8 @@ export class Runs {
   readonly #runs = new Map<string, Run>();
   /** How often each reader joined. */
   readonly #joins = new Map<string, number>();
+  /** Tenant, room and mid of what was asked for, whether or not there was an answer. */
+  readonly #wishes = new Set<string>();
   readonly #findings: Findings;
 
   constructor(findings: Findings) {
@@ -54,7 +61,11 @@ export class Runs {
   }
 
   ask([, , id, tenant, room]: EntryOf<'ask'>): void {
-    Object.assign(this.#run(id), { tenant, room });
+    Object.assign(this.#run(id), { tenant, room, asked: true });
+  }
+
+  wish([, , tenant, room, mid]: EntryOf<'wish'>): void {
+    this.#wishes.add(wishKey(tenant, room, mid));
   }
 
   claim([, t, worker, id, attempt, fence]: EntryOf<'claim'>): void {
@@ -68,14 +79,16 @@ export class Runs {
     for (const [i, digest] of digests.entries()) learn(made.digests, n + i + 1, digest);
   }
 
-  zombie([, t, worker, id, fence]: EntryOf<'zombie'>): void {
-    this.#findings.add('fence', `${worker} wrote to ${id} under the old fence ${fence}`, t);
+  wrote([, t, worker, id, fence]: EntryOf<'wrote'>): void {
+    const { wrote } = this.#run(id);
+    if (t > (wrote.get(fence)?.t ?? 0)) wrote.set(fence, { t, worker });
   }
 
-  ran([, id, tenant, state, attempt, digest]: EntryOf<'ran'>): void {
+  ran([, id, tenant, room, mid, state, attempt, digest]: EntryOf<'ran'>): void {
     const run = this.#run(id);
     run.tenant ??= tenant;
-    run.final = { state, attempt, digest };
+    run.room ??= room;
+    run.final = { mid, state, attempt, digest };
     this.states[state] = (this.states[state] ?? 0) + 1;
   }
 
@@ -143,14 +156,24 @@ export class Runs {
     hasTables: boolean;
     recoverUs: number;
     end: number;
+    published: Published;
   }): void {
+    const known = [...this.#runs.values()].map((run) => [run.id, this.#known(run)] as const);
+    const byId = new Map(known);
+    checkRunEvents(options.published, (id) => byId.get(id), known, options.mayMove, this.#findings);
     for (const run of this.#runs.values()) {
+      if (run.final && !byId.get(run.id)?.asked) {
+        this.#findings.add(
+          'run-ghost',
+          `${run.id} of ${run.tenant}/${run.room} is in the final table, and nobody asked for it`,
+        );
+      }
       this.#checkFences(run);
       if (options.hasTables) this.#checkFinal(run, options.mayMove);
       this.#checkEnds(run, options.hasLeft);
     }
     for (const fault of options.faults.all) {
-      if (fault.kind.startsWith('worker-kill')) this.#recover(fault, options);
+      if (/^worker-(kill|zombie)/.test(fault.kind)) this.#recover(fault, options);
     }
   }
 
@@ -161,8 +184,10 @@ export class Runs {
         id,
         tenant: undefined,
         room: undefined,
+        asked: false,
         attempts: new Map(),
         claims: [],
+        wrote: new Map(),
         final: undefined,
         endedAt: Number.POSITIVE_INFINITY,
         views: new Map(),
@@ -202,7 +227,26 @@ export class Runs {
     return typeof made === 'object' ? made.has(digest) : made === digest;
   }
 
+  /** A run has been asked for also where its asker was never answered. */
+  #known({ tenant, room, asked, final }: Run): KnownRun {
+    const wished = typeof final?.mid === 'string' && this.#wishes.has(wishKey(tenant ?? '', room ?? '', final.mid));
+    const state = !final ? 'missing' : TERMINAL.has(final.state) ? 'ended' : 'live';
+    return { tenant, room, asked: asked || wished, final: state };
+  }
+
   #checkFences(run: Run): void {
+    for (const [fence, { t, worker }] of run.wrote) {
+      const next = run.claims.find((claim) => claim.fence > fence && claim.t < t);
+      if (next) {
+        this.#findings.add(
+          'fence',
+          `${worker} wrote to ${run.id} under fence ${fence} after ${next.worker} had ${next.fence}`,
+          t,
+        );
+      } else if (!run.claims.some((claim) => claim.fence === fence)) {
+        this.#findings.add('fence', `${worker} wrote to ${run.id} under fence ${fence}, which nobody was given`, t);
+      }
+    }
     const holders = new Map<number, string>();
     let newest = 0;
     for (const { t, worker, attempt, fence } of [...run.claims].sort((a, b) => a.t - b.t)) {
@@ -268,6 +312,8 @@ export class Runs {
       for (const { t, attempt } of run.claims) if (attempt > claim.attempt) wentOn = Math.min(wentOn, t);
       const us = Math.min(wentOn, options.end) - fault.at;
       if (wentOn <= options.end) options.recoveries.runWentOn(fault, us);
+      // A silent one comes back and may go on itself.
+      if (fault.kind.startsWith('worker-zombie')) continue;
       if (options.faults.quiet(fault.healed, fault.at + us) <= options.recoverUs) continue;
       this.#findings.add(
         'run-stuck',
@@ -277,6 +323,8 @@ export class Runs {
     }
   }
 }
+
+const wishKey = (...of: [tenant: string, room: string, mid: string]): string => of.join('\0');
 
 const wasKilled = (worker: string, faults: Faults): boolean =>
   faults.all.some(({ kind, target }) => kind.startsWith('worker-kill') && target === worker);

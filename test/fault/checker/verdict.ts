@@ -42,11 +42,15 @@ export const rules = {
   'run-final': 'RUN1',
   /** A run that somebody was given the name of is not in the final table. */
   'run-lost': 'RUN1',
+  /** A run is in the tables, or a log tells of one, that nobody asked for. */
+  'run-ghost': 'RUN1',
+  /** A log does not tell exactly once that a run was made and that it ended, in this order and in its room. */
+  'run-events': 'RUN1',
   /** A run had no final state when all was over, or too long after its worker was killed. */
   'run-stuck': 'RUN2',
-  /** A worker that had lost its lease wrote, or two workers held one attempt. */
+  /** A worker that had lost its lease, or never had it, wrote, or two workers held one attempt. */
   fence: 'RUN2',
-  /** A reader took too long after a fault was healed. */
+  /** A reader took too long after a fault was healed, or to get in at all. */
   'caught-up': 'REC1',
   /** Too many publishes outside of faults were not acknowledged in time. */
   availability: 'REC1',
@@ -92,9 +96,9 @@ export interface KindRecovery {
   overlapped: number;
   firstAck: Quantiles;
   firstDelivery: Quantiles;
-  /** One sample for each reader concerned: those of the gateway where the target is one, of the storm, else all but those of storms. */
+  /** One sample for each reader concerned: those of the gateway where the target is one, those that were hit, those of the storm, else all but those of storms. */
   caughtUp: Quantiles;
-  /** Runs of a killed worker until the next attempt was seen or they ended. */
+  /** Runs of a killed or silent worker until the next attempt was seen or they ended. */
   runs: Quantiles;
 }
 
@@ -139,6 +143,8 @@ export interface Verdict {
   availability: { sent: number; acked: number; share: number };
   /** From the first attempt of an event to its first ack, by whether it was sent outside of faults. */
   ackLatency: { quiet: Quantiles; faulty: Quantiles };
+  /** The longest that any reader took from the heal of faults that others may feel: all of it, and what of it no such fault was on. In ms. */
+  caughtUp: { allMs: number; quietMs: number };
   recoveries: { faults: FaultRecovery[]; kinds: KindRecovery[] };
   /** For each second of the history: events acknowledged and delivered in it. */
   timeline: { acked: number[]; delivered: number[] };

@@ -1,5 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { pick } from '../../support/random.js';
+import { monotonic } from '../history.js';
 import type { LoadConfig, LoadTenant } from './config.js';
 import type { Ledger } from './ledger.js';
 import { type Answer, Link } from './link.js';
@@ -77,6 +78,7 @@ export class Asker {
     if (this.unresolved >= OPEN_MAX) return;
     const { name, tenant, random } = this.#options;
     const wish = { mid: `${name}-${this.#next++}`, room: pick(tenant.rooms, random), sentAt: 0 };
+    this.#ledger.write(['wish', monotonic(), tenant.id, wish.room, wish.mid]);
     if (random() < HTTP_SHARE) return void this.#askOverHttp(wish);
     this.#open.set(wish.mid, wish);
     this.#send(wish);

@@ -7,6 +7,7 @@ import type { Ledger } from './ledger.js';
 import { Reader } from './reader.js';
 import { RunViews } from './run-views.js';
 import { Storm, type StormCut, type StormReport } from './storm.js';
+import type { StormReader } from './storm-reader.js';
 import { SocketWorker } from './worker.js';
 
 const DUPLICATE_MS = 15_000;
@@ -114,9 +115,8 @@ export class ClientFaults {
     return report;
   }
 
-  /** The most events that a reader of a storm is behind. */
-  get behind(): number {
-    return Math.max(0, ...[...this.#storms].map(({ behind }) => behind));
+  get stormReaders(): StormReader[] {
+    return [...this.#storms].flatMap(({ readers }) => readers);
   }
 
   /** @returns `undefined` where there is no such tenant. */

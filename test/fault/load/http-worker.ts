@@ -3,6 +3,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import type { WireError } from '../../../src/errors.js';
 import type { Assignment } from '../../../src/protocol/worker.js';
 import { pick } from '../../support/random.js';
+import { monotonic } from '../history.js';
 import type { Ledger } from './ledger.js';
 import { RunWork } from './run-work.js';
 import { MODEL, type WorkerOptions } from './worker.js';
@@ -57,11 +58,11 @@ export class HttpWorker {
 
   async #perform(work: RunWork): Promise<void> {
     while (!work.over && !this.#closed) {
-      const newest = this.#ledger.newestFence(work.run);
+      const sentAt = monotonic();
       const ends = work.complete && work.sent === work.made;
       const reply = ends ? await this.#finish(work) : await this.#stream(work);
       if (reply?.status === 200) {
-        work.accepted(newest, reply.body);
+        work.accepted(sentAt, reply.body);
         if (ends) work.over = true;
       } else if (reply) {
         const { code = 'internal', retryable = true, ...rest } = reply.body;

@@ -11,14 +11,13 @@ export interface Counts {
   asked: number;
   runsEnded: number;
   leaks: number;
-  /** Writes under an old fence, or one that nobody was given: accepted, and refused as they should be. */
-  zombies: number;
+  /** Writes under old fences, or one that nobody was given, that were refused as they should be. */
   fenced: number;
 }
 
 /**
- * What all clients of a process share: the history they write, what they counted, how far rooms are known to be, which
- * fence of a run is the newest, and what must not be seen by whom.
+ * What all clients of a process share: the history they write, what they counted, how far rooms are known to be, and what
+ * must not be seen by whom.
  */
 export class Ledger {
   readonly counts: Counts = {
@@ -30,14 +29,12 @@ export class Ledger {
     asked: 0,
     runsEnded: 0,
     leaks: 0,
-    zombies: 0,
     fenced: 0,
   };
   /** Runs that were asked for and whose end no reader of this process has seen. */
   readonly openRuns = new Set<string>();
   readonly #writer: HistoryWriter;
   readonly #heads = new Map<string, number>();
-  readonly #fences = new Map<string, number>();
   readonly #canaries: { owner: string; canary: string }[];
 
   constructor(config: Pick<LoadConfig, 'history' | 'tenants'>) {
@@ -72,25 +69,7 @@ export class Ledger {
 
   /** Somebody was told the end of a run. */
   ended(run: string): void {
-    if (this.openRuns.delete(run)) {
-      this.counts.runsEnded++;
-      this.#fences.delete(run);
-    }
-  }
-
-  claimed(worker: string, run: string, attempt: number, fence: number): void {
-    if (fence > (this.#fences.get(run) ?? 0)) this.#fences.set(run, fence);
-    this.write(['claim', monotonic(), worker, run, attempt, fence]);
-  }
-
-  /** The greatest fence that a worker of this process was given for a run. */
-  newestFence(run: string): number {
-    return this.#fences.get(run) ?? 0;
-  }
-
-  zombie(worker: string, run: string, fence: number): void {
-    this.counts.zombies++;
-    this.write(['zombie', monotonic(), worker, run, fence]);
+    if (this.openRuns.delete(run)) this.counts.runsEnded++;
   }
 
   /** Looks for the canaries of other tenants in what a client of `tenant` received, before anything parses it. */

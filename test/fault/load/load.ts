@@ -20,7 +20,7 @@ export interface Status {
   /** Events and runs that were asked for and have no answer yet. */
   open: number;
   received: number;
-  /** Readers of rooms that are joined, of all. */
+  /** Readers of rooms that are joined, of all; those of storms are among them until they leave. */
   joined: number;
   readers: number;
   /** The most events that any reader is behind of what is known to be in its room. */
@@ -30,7 +30,6 @@ export interface Status {
   runsEnded: number;
   runsOpen: number;
   leaks: number;
-  zombies: number;
   /** Writes under old fences that were refused, as they should be. */
   fenced: number;
   rssMb: number;
@@ -98,8 +97,8 @@ export class Load {
 
   status(): Status {
     const { counts, openRuns } = this.#ledger;
-    const all = [...this.#crew.readers, ...this.#crew.streamReaders];
-    let behind = this.faults.behind;
+    const all = [...this.#crew.readers, ...this.#crew.streamReaders, ...this.faults.stormReaders];
+    let behind = 0;
     let joined = 0;
     for (const reader of all) {
       behind = Math.max(behind, reader.behind);

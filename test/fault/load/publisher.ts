@@ -69,8 +69,9 @@ export class Publisher {
       random: options.random,
       auth: { token: options.token },
       raw: ledger.searchFor(options.tenant.id, options.name, 'socket'),
-      up: () => {
+      up: (_, gateway) => {
         this.#connection++;
+        ledger.write(['conn', monotonic(), `${options.name}/${this.#connection}`, gateway]);
         this.#pausedUntil = 0;
         this.pump(0);
       },

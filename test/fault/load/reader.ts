@@ -10,7 +10,11 @@ export interface Position {
   seq: number;
 }
 
-/** What a reader tells the history of its events, however it came by them. */
+/** How it stands in the history that a reader asks for this. */
+export const askedFor = (from: 'start' | 'latest' | Position): Asked =>
+  typeof from === 'string' ? from : `${from.epoch}:${from.seq}`;
+
+/** What a reader tells the history of its events, however it came by them: from now on it means to be in. */
 export class Received {
   /** After the last event handled; undefined before the first join. */
   position: Position | undefined;
@@ -28,6 +32,7 @@ export class Received {
     this.#tenant = tenant;
     this.#room = room;
     this.position = position;
+    ledger.write(['open', monotonic(), name, tenant, room]);
   }
 
   joined(gateway: string, asked: Asked, position: Position): void {
@@ -166,7 +171,7 @@ export class Reader {
 
   /** Leaves of its own will. */
   leave(): void {
-    if (this.#joined) this.#received.gone('left');
+    this.#received.gone('left');
     this.close();
   }
 
@@ -178,15 +183,15 @@ export class Reader {
 
   #join(socket: Socket, gateway: string): void {
     const { room, from, views } = this.#options;
-    const resumed = this.#received.position;
+    const wanted = this.#received.position ?? from;
     this.#askedAt = Date.now();
-    socket.emit('room.join', { room, from: resumed ?? from }, (answer: Answer) => {
+    socket.emit('room.join', { room, from: wanted }, (answer: Answer) => {
       if (this.#link.socket !== socket) return;
       this.#askedAt = 0;
       if (!answer.ok) return this.#link.lose(`join: ${answer.error.code}`);
       const { position, resync, runs } = answer as unknown as Joined;
       this.#joined = true;
-      this.#received.joined(gateway, resumed ? 'resumed' : from === 'start' ? 'start' : 'latest', position);
+      this.#received.joined(gateway, askedFor(wanted), position);
       if (resync) this.#received.resynced(resync.reason, position);
       views?.joined(runs);
     });

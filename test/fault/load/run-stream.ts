@@ -1,10 +1,10 @@
 import type { Part } from '../../../src/protocol/parts.js';
 import { pick } from '../../support/random.js';
-import { Digest, monotonic } from '../history.js';
+import { monotonic } from '../history.js';
+import { OutputDigest } from '../output-digest.js';
 import type { LoadConfig, LoadTenant } from './config.js';
 import { EventSource, type SourceEvent } from './event-source.js';
 import type { Ledger } from './ledger.js';
-import { textOf } from './run-views.js';
 
 export interface RunStreamOptions {
   name: string;
@@ -29,7 +29,7 @@ export class RunStream {
   #lastId: string | undefined;
   #attempt = 0;
   #next = 0;
-  #digest = new Digest();
+  #digest = new OutputDigest();
   #lastType = '';
   #closed = false;
 
@@ -72,7 +72,7 @@ export class RunStream {
   #begin(attempt: number): void {
     this.#attempt = attempt;
     this.#next = 0;
-    this.#digest = new Digest();
+    this.#digest = new OutputDigest();
     this.#lastType = '';
   }
 
@@ -114,7 +114,7 @@ export class RunStream {
     const [attempt = 0, n = 0] = id.split(':').map(Number);
     this.#attempt = attempt;
     this.#next = n + 1;
-    const digest = this.#digest.add(textOf(part)).toString();
+    const digest = this.#digest.add(part).toString();
     this.#ledger.write(['chunk', monotonic(), this.#options.name, run, this.#attempt, this.#next, digest]);
   }
 

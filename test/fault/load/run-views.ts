@@ -1,26 +1,18 @@
 import type { Part } from '../../../src/protocol/parts.js';
 import type { Pushes } from '../../../src/protocol/pushes.js';
 import type { LiveRun } from '../../../src/protocol/runs.js';
-import { Digest, monotonic } from '../history.js';
+import { monotonic } from '../history.js';
+import { OutputDigest } from '../output-digest.js';
 import type { Ledger } from './ledger.js';
 
 interface View {
   attempt: number;
   next: number;
-  digest: Digest;
+  digest: OutputDigest;
 }
 
 /** Ended runs whose views are kept. */
 const ENDED_KEPT = 100;
-
-/** What a part adds to the text of a run. */
-export const textOf = (part: Part): string =>
-  part.type === 'text-delta' || part.type === 'reasoning-delta' ? part.delta : '';
-
-export const digestOf = (parts: readonly Part[], onto = new Digest()): Digest => {
-  for (const part of parts) onto.add(textOf(part));
-  return onto;
-};
 
 /** The runs of a room as one reader sees them by its pushes alone. Judges nothing: what it saw is written down. */
 export class RunViews {
@@ -38,7 +30,7 @@ export class RunViews {
   joined(runs: readonly Pick<LiveRun, 'id' | 'attempt' | 'next' | 'output'>[]): void {
     this.#views.clear();
     for (const { id, attempt, next, output } of runs) {
-      const view = { attempt, next, digest: digestOf(output) };
+      const view = { attempt, next, digest: new OutputDigest().add(...output) };
       this.#views.set(id, view);
       this.#saw(id, view);
     }
@@ -46,22 +38,22 @@ export class RunViews {
 
   readonly state = ({ run, attempt }: Pushes['run.state']): void => {
     const view = this.#views.get(run);
-    if (!view) this.#views.set(run, { attempt, next: 0, digest: new Digest() });
+    if (!view) this.#views.set(run, { attempt, next: 0, digest: new OutputDigest() });
     else if (view.next === 0) view.attempt = attempt;
   };
 
   /** Parts that do not follow what this reader has are added all the same: the digest shows it. */
   readonly chunk = ({ run, attempt, n, parts }: Pushes['run.chunk']): void => {
-    const view = this.#views.get(run) ?? { attempt, next: 0, digest: new Digest() };
+    const view = this.#views.get(run) ?? { attempt, next: 0, digest: new OutputDigest() };
     this.#views.set(run, view);
     view.attempt = attempt;
     view.next = n + parts.length;
-    digestOf(parts, view.digest);
+    view.digest.add(...parts);
     this.#saw(run, view);
   };
 
   readonly reset = ({ run, attempt }: Pushes['run.reset']): void => {
-    this.#views.set(run, { attempt, next: 0, digest: new Digest() });
+    this.#views.set(run, { attempt, next: 0, digest: new OutputDigest() });
     this.#ledger.write(['reset', monotonic(), this.#reader, run, attempt]);
   };
 
@@ -72,7 +64,7 @@ export class RunViews {
     // The log may be ahead of the output: what is streamed after the end still continues what was there before.
     this.#ended.push(run.id);
     if (this.#ended.length > ENDED_KEPT) this.#views.delete(this.#ended.shift() ?? '');
-    const digest = digestOf(message.parts).toString();
+    const digest = new OutputDigest().add(...message.parts).toString();
     this.#ledger.write(['end', monotonic(), this.#reader, run.id, run.state, digest]);
   }
 

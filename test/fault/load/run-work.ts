@@ -1,9 +1,9 @@
 import type { Part } from '../../../src/protocol/parts.js';
 import type { Assignment } from '../../../src/protocol/worker.js';
 import { scoreOf } from '../../e2e/run-score.js';
-import { Digest, monotonic } from '../history.js';
+import { monotonic } from '../history.js';
+import { OutputDigest } from '../output-digest.js';
 import type { Ledger } from './ledger.js';
-import { textOf } from './run-views.js';
 
 const PARTS_MIN = 12;
 const PARTS_MAX = 72;
@@ -25,7 +25,7 @@ export class RunWork {
   readonly #ledger: Ledger;
   readonly #worker: string;
   readonly #attempt: number;
-  readonly #digest = new Digest();
+  readonly #digest = new OutputDigest();
 
   constructor(ledger: Ledger, worker: string, canary: string, { run, attempt, fence, committed }: Assignment) {
     this.#ledger = ledger;
@@ -36,8 +36,8 @@ export class RunWork {
     this.committed = committed;
     this.sent = committed;
     const count = PARTS_MIN + (Number.parseInt(run.id.slice(-4), 16) % (PARTS_MAX - PARTS_MIN));
-    this.parts = scoreOf(`${canary} ${run.id.slice(-6)}.${attempt}`, count);
-    ledger.claimed(worker, run.id, attempt, fence);
+    this.parts = withTools(scoreOf(`${canary} ${run.id.slice(-6)}.${attempt}`, count), run.id.slice(-6));
+    ledger.write(['claim', monotonic(), worker, run.id, attempt, fence]);
   }
 
   get complete(): boolean {
@@ -48,15 +48,16 @@ export class RunWork {
   make(count: number): void {
     const from = this.made;
     const parts = this.parts.slice(from, from + count);
-    const digests = parts.map((part) => this.#digest.add(textOf(part)).toString());
+    const digests = parts.map((part) => this.#digest.add(part).toString());
     this.made += parts.length;
     if (digests.length === 0) return;
     this.#ledger.write(['work', monotonic(), this.#worker, this.run, this.#attempt, from, digests]);
   }
 
-  /** A write under this fence, sent when `newest` was the newest fence known, was accepted. */
-  accepted(newest: number, reply: Record<string, unknown>): void {
-    if (newest > this.fence) this.#ledger.zombie(this.#worker, this.run, this.fence);
+  /** What was sent at `sentAt` (µs, monotonic) under this fence was accepted. */
+  accepted(sentAt: number, reply: Record<string, unknown>): void {
+    // A run that was cancelled is told so to whoever asks; nothing was written.
+    if (reply.cancelled !== true) this.#ledger.write(['wrote', sentAt, this.#worker, this.run, this.fence]);
     if (typeof reply.committed === 'number') this.committed = Math.max(this.committed, reply.committed);
     if (reply.cancelled === true) this.over = true;
   }
@@ -72,4 +73,20 @@ export class RunWork {
     this.over = true;
     return 0;
   }
+}
+
+/** The same output with parts of every other kind before its end, among them what is cut into deltas and what is not. */
+function withTools(parts: readonly Part[], label: string): Part[] {
+  const call = { toolCallId: `call-${label}`, toolName: 'metronome' };
+  return [
+    ...parts.slice(0, -1),
+    { type: 'tool-input-start', ...call },
+    { type: 'tool-input-delta', toolCallId: call.toolCallId, inputTextDelta: '{"bpm":' },
+    { type: 'tool-input-delta', toolCallId: call.toolCallId, inputTextDelta: '96}' },
+    { type: 'tool-input-available', ...call, input: { bpm: 96, label } },
+    { type: 'tool-output-available', toolCallId: call.toolCallId, output: { beats: [1, 0.5, 2e-7], label } },
+    { type: 'source-url', sourceId: label, url: `https://example.org/${label}`, title: 'a “score”' },
+    { type: 'data-load', data: { z: label, a: [null, true] } },
+    ...parts.slice(-1),
+  ];
 }

@@ -1,10 +1,11 @@
 import type { WireError } from '../../../src/errors.js';
 import { Session } from '../../support/session.js';
+import type { Asked } from '../history.js';
 import type { Balancer } from './balancer.js';
 import type { LoadTenant } from './config.js';
 import type { Ledger } from './ledger.js';
 import type { Answer } from './link.js';
-import { type Position, Received } from './reader.js';
+import { askedFor, type Position, Received } from './reader.js';
 
 export interface StormReaderOptions {
   name: string;
@@ -47,6 +48,7 @@ export class StormReader {
   #attempt = 0;
   #afterMs = 0;
   #askedAt = 0;
+  #asked: Asked = 'latest';
   #timer: NodeJS.Timeout | undefined;
 
   constructor(ledger: Ledger, options: StormReaderOptions) {
@@ -90,7 +92,7 @@ export class StormReader {
 
   /** Leaves of its own will. */
   leave(): void {
-    if (this.#joined) this.#received.gone('left');
+    this.#received.gone('left');
     this.#joined = false;
     this.close();
   }
@@ -150,8 +152,10 @@ export class StormReader {
 
   #ask(session: Session): void {
     const { room } = this.#options;
+    const from = this.#received.position ?? 'latest';
     this.#askedAt = Date.now();
-    session.wire.send(session.command('room.join', { room, from: this.#received.position ?? 'latest' }));
+    this.#asked = askedFor(from);
+    session.wire.send(session.command('room.join', { room, from }));
   }
 
   /** The only command that is ever sent is the join. */
@@ -164,11 +168,10 @@ export class StormReader {
       return;
     }
     const { position, resync } = answer as unknown as Joined;
-    const asked = this.#received.position ? 'resumed' : 'latest';
     this.#attempt = 0;
     this.#joined = true;
     this.#returned = true;
-    this.#received.joined(this.#gateway, asked, position);
+    this.#received.joined(this.#gateway, this.#asked, position);
     if (resync) this.#received.resynced(resync.reason, position);
   }
 

@@ -77,9 +77,9 @@ export class Storm {
     }, FLUSH_MS);
   }
 
-  /** The most events that any of its readers is behind of what is known to be in its room. */
-  get behind(): number {
-    return this.#readers.reduce((most, { behind }) => Math.max(most, behind), 0);
+  /** Those that have not left. */
+  get readers(): readonly StormReader[] {
+    return this.#readers;
   }
 
   /** Gathers its sockets, cuts them all, and waits until they are back. Never rejects. {@link disperse} it then. */

@@ -1,29 +1,31 @@
 import { pick } from '../../support/random.js';
+import type { Asked } from '../history.js';
 import { EventSource, type SourceEvent } from './event-source.js';
 import type { Ledger } from './ledger.js';
-import { type Position, type ReaderOptions, Received } from './reader.js';
+import { askedFor, type Position, type ReaderOptions, Received } from './reader.js';
 
 /** Of the text of an event, how it begins; saves parsing the rest. */
 const EVENT = /^\{"room":"[^"]*","epoch":"([^"]*)","seq":([0-9]+),"mid":"([^"]*)"/;
 const PAUSE_MS = 150;
 
+type StreamReaderOptions = Omit<ReaderOptions, 'from' | 'views'> & { from: 'start' | 'latest' };
+
 /** Reads a room as server-sent events, whatever happens, always with the `Last-Event-ID` it last saw. */
 export class StreamReader {
-  readonly #options: ReaderOptions;
+  readonly #options: StreamReaderOptions;
   readonly #received: Received;
   readonly #search: (text: string) => void;
   #source: EventSource | undefined;
   #gateway = '';
   #lastId: string | undefined;
-  #asked: 'start' | 'latest' | 'resumed';
+  #asked: Asked = 'start';
   #joined = false;
   #closed = false;
   #failures = 0;
 
-  constructor(ledger: Ledger, options: ReaderOptions) {
-    const { name, tenant, room, from } = options;
+  constructor(ledger: Ledger, options: StreamReaderOptions) {
+    const { name, tenant, room } = options;
     this.#options = options;
-    this.#asked = typeof from === 'string' ? from : 'resumed';
     this.#received = new Received(ledger, name, tenant.id, room);
     this.#search = ledger.searchFor(tenant.id, name, 'sse');
   }
@@ -38,10 +40,11 @@ export class StreamReader {
 
   open(): void {
     if (this.#closed) return;
-    const { gateways, random, room, token } = this.#options;
+    const { gateways, random, room, token, from } = this.#options;
     const gateway = pick(gateways, random);
     this.#gateway = gateway.name;
-    const after = this.#lastId === undefined ? `?after=${this.#asked}` : '';
+    const after = this.#lastId === undefined ? `?after=${from}` : '';
+    this.#asked = this.#lastId === undefined ? from : askedFor(positionOf(this.#lastId));
     this.#source = new EventSource({
       url: `${gateway.url}/v1/rooms/${room}/stream${after}`,
       token,
@@ -80,7 +83,6 @@ export class StreamReader {
     if (!this.#joined && id !== undefined && data === undefined) {
       this.#joined = true;
       this.#received.joined(this.#gateway, this.#asked, positionOf(id));
-      this.#asked = 'resumed';
     } else if (event === 'resync' && data !== undefined) {
       const { reason, position } = JSON.parse(data) as { reason: string; position: Position };
       this.#received.resynced(reason, position);

@@ -1,6 +1,7 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import type { Socket } from 'socket.io-client';
 import type { Assignment } from '../../../src/protocol/worker.js';
+import { monotonic } from '../history.js';
 import type { LoadConfig, LoadTenant } from './config.js';
 import type { Ledger } from './ledger.js';
 import { type Answer, Link } from './link.js';
@@ -89,39 +90,47 @@ export class SocketWorker {
 
   /**
    * A second connection with the same claim: the same parts under the same fence may be sent there too, and change nothing; a
-   * fence that nobody was given may not. Resolves when both were tried.
+   * fence that nobody was given may not. @returns whether both were tried and answered in time.
    */
-  async twice(): Promise<void> {
-    const work = [...this.#held.values()].find(({ made }) => made > 0);
-    if (!work) return;
+  async twice(): Promise<boolean> {
+    const work = [...this.#held.values()].find(({ made, over }) => made > 0 && !over);
+    if (!work) return false;
     const { gateways, random, tenant, name, answerMs } = this.#options;
-    const socket = await new Promise<Socket>((resolve) => {
-      const link: Link = new Link({
+    let link: Link | undefined;
+    const late = sleep(answerMs, undefined, { ref: false });
+    const connected = new Promise<Socket>((resolve) => {
+      link = new Link({
         gateways,
         random,
         namespace: '/worker',
         auth: { key: tenant.workerKey },
         raw: this.#ledger.searchFor(tenant.id, name, 'worker socket'),
         up: resolve,
-        down: () => link.close(),
+        down: () => link?.close(),
       });
       link.open();
-      setTimeout(() => link.close(), answerMs).unref();
     });
-    const push = (fence: number) =>
-      new Promise<Answer>((resolve) => {
+    try {
+      const socket = await Promise.race([connected, late]);
+      const push = (fence: number) => {
         const parts = work.parts.slice(0, work.made);
-        socket.emit('run.push', { run: work.run, fence, n: 0, parts }, resolve);
-      });
-    const newest = this.#ledger.newestFence(work.run);
-    const same = await push(work.fence);
-    if (same.ok) work.accepted(newest, {});
-    const other = await push(work.fence + 1);
-    if (other.ok && newest === this.#ledger.newestFence(work.run)) {
-      this.#ledger.zombie(name, work.run, work.fence + 1);
+        const answered = new Promise<Answer>((resolve) => {
+          socket?.emit('run.push', { run: work.run, fence, n: 0, parts }, resolve);
+        });
+        return Promise.race([answered, late]);
+      };
+      let sentAt = monotonic();
+      const same = await push(work.fence);
+      if (!same?.ok) return false; // the claim is over, and the next fence may be another's
+      work.accepted(sentAt, same);
+      sentAt = monotonic();
+      const other = await push(work.fence + 1);
+      if (other?.ok) this.#ledger.write(['wrote', sentAt, name, work.run, work.fence + 1]);
+      else if (other?.error.code === 'fenced') this.#ledger.counts.fenced++;
+      return other !== undefined;
+    } finally {
+      link?.close();
     }
-    if (!other.ok && other.error.code === 'fenced') this.#ledger.counts.fenced++;
-    socket.disconnect();
   }
 
   #up(socket: Socket): void {
@@ -149,9 +158,9 @@ export class SocketWorker {
   }
 
   async #renew(work: RunWork): Promise<void> {
-    const newest = this.#ledger.newestFence(work.run);
+    const sentAt = monotonic();
     const answer = await this.#ask('run.heartbeat', { run: work.run, fence: work.fence });
-    if (answer?.ok) work.accepted(newest, answer);
+    if (answer?.ok) work.accepted(sentAt, answer);
     else if (answer) work.refused(answer.error);
   }
 
@@ -163,11 +172,11 @@ export class SocketWorker {
         work.make(1 + Math.floor(random() * 4));
         continue;
       }
-      const newest = this.#ledger.newestFence(work.run);
+      const sentAt = monotonic();
       const ends = work.sent === work.made;
       const answer = ends ? await this.#finish(work) : await this.#push(work);
       if (answer?.ok) {
-        work.accepted(newest, answer);
+        work.accepted(sentAt, answer);
         if (ends) work.over = true;
       } else if (answer) {
         await sleep(work.refused(answer.error));

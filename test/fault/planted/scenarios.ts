@@ -10,10 +10,10 @@ import { eventually } from '../../support/eventually.js';
 import { freshDatabase, startPostgres } from '../../support/postgres.js';
 import { startRedis } from '../../support/redis.js';
 import type { Verdict } from '../checker/check.js';
-import { Digest, monotonic } from '../history.js';
+import { monotonic } from '../history.js';
 import { type LoadTenant, mint } from '../load/config.js';
 import type { Load } from '../load/load.js';
-import { digestOf } from '../load/run-views.js';
+import { OutputDigest } from '../output-digest.js';
 import { type Planting, type Stage, staged } from './stage.js';
 
 const more = (load: Load, events: number): Promise<true> => {
@@ -141,9 +141,8 @@ export const zombies = (planting: Planting = {}): Promise<Verdict> =>
     await first.push(0, 2);
     const second = await takeRun(stage, gateway.url, tenant, 'second');
     await second.push(0, 2);
-    if ((await first.push(2, 4)) === 200) {
-      stage.write(['zombie', monotonic(), 'first', run.id, first.assignment.fence]);
-    }
+    const sentAt = monotonic();
+    if ((await first.push(2, 4)) === 200) stage.write(['wrote', sentAt, 'first', run.id, first.assignment.fence]);
     await second.push(2, 6);
     await second.worker.post(second.assignment, 'finish');
     await eventually('viewers see it made and ended', () => load.status().received === 2 * VIEWERS);
@@ -159,14 +158,14 @@ async function takeRun(stage: Stage, url: string, tenant: LoadTenant, name: stri
   stage.write(['claim', monotonic(), name, run.id, attempt, fence]);
   const parts: Part[] = [{ type: 'text-start', id: 't' }];
   for (let n = 1; n < 6; n++) parts.push({ type: 'text-delta', id: 't', delta: `${name} ${n} ` });
-  const text = new Digest();
+  const output = new OutputDigest();
   return {
     worker,
     assignment,
     /** @returns the status of the answer. */
     async push(from: number, to: number): Promise<number> {
       const sent = parts.slice(from, to);
-      const digests = sent.map((part) => digestOf([part], text).toString());
+      const digests = sent.map((part) => output.add(part).toString());
       stage.write(['work', monotonic(), name, run.id, attempt, from, digests]);
       const body = worker.open(assignment);
       for (const [i, part] of sent.entries()) body.send(from + i, part);
