@@ -11,8 +11,8 @@ import { eventually } from '../support/eventually.js';
 import { freshDatabase } from '../support/postgres.js';
 import { checkHistory } from './checker/check.js';
 import { type Entry, HistoryWriter, monotonic, readHistory } from './history.js';
+import type { Outcome } from './load/client-faults.js';
 import type { LoadOptions } from './load/config.js';
-import type { FloodReport } from './load/flood.js';
 import type { Status } from './load/load.js';
 import { POISON_SQL } from './load/publisher.js';
 import type { StormReport } from './load/storm.js';
@@ -36,13 +36,13 @@ function startLoad(options: LoadOptions) {
     exited: new Promise<number | null>((done) => child.once('exit', done)),
     status: undefined as Status | undefined,
     storm: undefined as StormReport | undefined,
-    flood: undefined as FloodReport | undefined,
+    outcomes: new Map<string, Outcome & { refused?: Record<string, number> }>(),
     say: (line: string) => void child.stdin.write(`${line}\n`),
   };
   createInterface({ input: child.stdout }).on('line', (line) => {
-    const said = JSON.parse(line) as Status | StormReport | FloodReport;
+    const said = JSON.parse(line) as Status | StormReport | (Outcome & { did: string });
     if ('rejoined' in said) load.storm = said;
-    else if ('flood' in said) load.flood = said;
+    else if ('did' in said) load.outcomes.set(said.did, said);
     else load.status = said;
   });
   return undo.add(load, () => child.kill('SIGKILL'));
@@ -67,6 +67,7 @@ test('a load process: every client, every fault of a client, and a history that 
   const env = {
     // A flood is past it on a slow machine, too, and the load is not.
     TUTTI_TENANT_PUBLISHES_PER_SECOND: '300',
+    TUTTI_SOCKET_MAX_BACKPRESSURE_BYTES: String(512 * 1024),
     TUTTI_RUN_LEASE_MS: '2000',
     TUTTI_SOCKET_PING_INTERVAL_MS: '1000',
     TUTTI_SOCKET_PING_TIMEOUT_MS: '1000',
@@ -81,7 +82,7 @@ test('a load process: every client, every fault of a client, and a history that 
     const { joined, readers, runsEnded } = load.status ?? { joined: 0, readers: 1, runsEnded: 0 };
     return joined === readers && runsEnded > 0;
   });
-  const faults = ['cut 8', 'half-open 4', 'slow 3 600', 'duplicate 2', 'poison', 'worker-kill', 'worker-stop 5000'];
+  const faults = ['cut 8', 'half-open 4', 'slow 3 3000', 'duplicate 2', 'poison', 'worker-kill', 'worker-stop 5000'];
   const writer = new HistoryWriter(tables);
   writer.write(['fault', monotonic(), 1, 'client', 'all at once']);
   for (const command of [...faults, 'two-workers', `flood ${tenants[0]?.id} 500`, 'storm 60', 'two-workers']) {
@@ -89,9 +90,12 @@ test('a load process: every client, every fault of a client, and a history that 
     await sleep(350);
   }
   expect(await eventually('a storm is over', () => load.storm)).toMatchObject({ storm: 60, cut: 60, rejoined: 60 });
-  expect(await eventually('a flood is over', () => load.flood)).toMatchObject({
-    refused: { rate_limited: expect.any(Number) },
-  });
+  const all = [...faults, 'flood', 'two-workers'].map((command) => command.split(' ')[0] ?? '');
+  await eventually('all of it is over', () => all.every((name) => load.outcomes.has(name)));
+  for (const name of all) expect(load.outcomes.get(name)?.hit, name).not.toEqual([]);
+  expect(load.outcomes.get('flood')).toMatchObject({ refused: { rate_limited: expect.any(Number) } });
+  const killed = load.outcomes.get('worker-kill');
+  writer.write(['fault', killed?.at ?? 0, 2, 'worker-kill', killed?.hit[0] ?? '']);
   writer.write(['heal', monotonic(), 1]);
   load.say('quiet');
   const quiet = await eventually('quiet', () => load.status?.phase === 'quiet' && load.status);
@@ -117,7 +121,10 @@ test('a load process: every client, every fault of a client, and a history that 
     'work',
     'chunk',
     'end',
-    'fault',
+    'open',
+    'conn',
+    'wish',
+    'wrote',
   ];
   expect([...kinds]).toEqual(expect.arrayContaining(expected));
   expect(unanswered(entries)).toEqual([]);

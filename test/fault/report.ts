@@ -6,7 +6,7 @@ import type { Fault } from './faults/fault.js';
 import { drawChart } from './report-chart.js';
 import { type Figure, figuresOf } from './report-figures.js';
 import type { Injected } from './torture-faults.js';
-import { replayCommand, type TortureOptions } from './torture-options.js';
+import { isLong, replayCommand, type TortureOptions } from './torture-options.js';
 
 export interface ReportData {
   options: TortureOptions;
@@ -14,6 +14,8 @@ export interface ReportData {
   faults: readonly Fault[];
   leftOut: readonly string[];
   done: readonly Injected[];
+  /** Faults that did not bite, with the reason. */
+  notDone: readonly string[];
   /** What was wrong beside what the checker found. */
   wrong: readonly string[];
 }
@@ -46,14 +48,16 @@ export async function writeReport(data: ReportData): Promise<string> {
   await writeFile(join(options.out, 'chart.svg'), chart);
   await writeFile(join(options.out, 'report.md'), page(data));
   await writeFile(join(options.out, 'verdict.json'), JSON.stringify(verdict, undefined, 1));
-  return [...headline(data), ...problems(data), '', `report: ${join(options.out, 'report.md')}`].join('\n');
+  return [...headline(data), ...problems(data), ...missed(data), '', `report: ${join(options.out, 'report.md')}`].join(
+    '\n',
+  );
 }
 
 function page(data: ReportData): string {
-  const { options, verdict, leftOut } = data;
+  const { options, verdict, leftOut, notDone } = data;
   const { counts, runStates, ackLatency, availability } = verdict;
   const { quiet, faulty } = ackLatency;
-  const storms = data.done.filter(({ kind }) => kind === 'client-storm');
+  const noted = [...new Set(data.done.flatMap(({ kind, note }) => (note === undefined ? [] : [kind])))];
   const lasted = (verdict.span.to - verdict.span.from) / 60e6;
   const ms = ({ p50, p99, max }: Quantiles) => `${p50.toFixed(1)} / ${p99.toFixed(0)} / ${max.toFixed(0)} ms`;
   return `${[
@@ -64,12 +68,13 @@ function page(data: ReportData): string {
     '## Figures',
     table(
       ['figure', 'aim', 'measured', ''],
-      figuresOf(verdict).map((figure) => [figure.what, figure.aim, figure.measured, mark(figure)]),
+      figuresOf(verdict, isLong(options)).map((figure) => [figure.what, figure.aim, figure.measured, mark(figure)]),
     ),
     '## Faults',
-    'Recovery in seconds, p50 / p99 / max, of the faults that no other fault overlapped. "Caught up" has one sample for each reader concerned: of the gateway, where one was hit, of the storm, where it was one.',
+    'Recovery in seconds, p50 / p99 / max, of the faults that no other fault overlapped. "Caught up" has one sample for each reader concerned: of the gateway, where one was hit or cut off, of the clients that were hit, of the storm, where it was one. Of a gateway that was cut off, the first ack is its own.',
     table(['fault', 'times', 'overlapped', 'first ack', 'caught up', 'what holds meanwhile'], kindRows(data)),
     ...(leftOut.length > 0 ? [`Left out here: ${leftOut.join('; ')}.`] : []),
+    ...(notDone.length > 0 ? [`Not counted, as they hit nothing: ${notDone.join('; ')}.`] : []),
     '## Everything else',
     table(
       ['', ''],
@@ -82,16 +87,14 @@ function page(data: ReportData): string {
           'deliveries',
           `${count(counts.delivered)} to ${count(counts.readers)} readers, which joined ${count(counts.joins)} times, resumed ${count(counts.resumes)} times, were resynced ${count(counts.resyncs)} times`,
         ],
-        ...(storms.length === 0
-          ? []
-          : [
-              [
-                'storms',
-                storms
-                  .map(({ target, at, healed }) => `${target} back after ${seconds((healed - at) / 1000)} s`)
-                  .join('; '),
-              ],
-            ]),
+        ...noted.map((kind) => [
+          kind,
+          data.done.flatMap((one) => (one.kind === kind && one.note !== undefined ? [one.note] : [])).join('; '),
+        ]),
+        [
+          'the slowest reader to catch up',
+          `${seconds(verdict.caughtUp.allMs)} s after faults were healed, ${seconds(verdict.caughtUp.quietMs)} s of it with no other on that it could feel`,
+        ],
         ['publish to ack, outside of faults', `${ms(quiet)} (p50 / p99 / max, n = ${count(quiet.n)})`],
         ['publish to ack, in faults, retries included', `${ms(faulty)} (n = ${count(faulty.n)})`],
         ['acknowledged outside of faults', `${(availability.share * 100).toFixed(3)} % of ${count(availability.sent)}`],
@@ -115,6 +118,12 @@ function headline({ verdict, wrong, done }: ReportData): string[] {
       `${count(counts.delivered)} delivered, ${counts.lost} lost, ${counts.repeated} repeated, ${counts.reordered} reordered, ${counts.leaked} leaked, ${count(counts.runs)} runs.`,
   ];
 }
+
+/** Figures that this run measured and did not reach. */
+const missed = ({ verdict, options }: ReportData): string[] =>
+  figuresOf(verdict, isLong(options)).flatMap(({ what, aim, measured, reached }) =>
+    reached === false ? [`NOT REACHED: ${what}: ${measured}, aim ${aim}`] : [],
+  );
 
 function kindRows({ faults, verdict, done }: ReportData): string[][] {
   const of = (kind: string): KindRecovery | undefined => verdict.recoveries.kinds.find((one) => one.kind === kind);

@@ -1,6 +1,6 @@
 import { setTimeout as sleep } from 'node:timers/promises';
 import { random } from '../support/random.js';
-import type { Fault, Part, Stage } from './faults/fault.js';
+import { type Facts, type Fault, NotDone, type Part, type Stage } from './faults/fault.js';
 import { type HistoryWriter, monotonic } from './history.js';
 import { laneOf, type Planned } from './torture-schedule.js';
 import type { Seat } from './world-seat.js';
@@ -13,6 +13,8 @@ export interface Injected {
   target: string;
   at: number;
   healed: number;
+  /** More of it, in words. */
+  note?: string;
 }
 
 /** How a run of faults went. */
@@ -23,6 +25,8 @@ export interface FaultRun {
   readonly done: readonly Injected[];
   /** Faults that could not be done or undone, with the reason. */
   readonly failures: readonly string[];
+  /** Faults that found nothing to hit or did not bite, with the reason; they are not among those done. */
+  readonly notDone: readonly string[];
   /** Resolves once all of the schedule was injected and healed. */
   finished: Promise<void>;
   /** Begins no more, and heals what is on. */
@@ -45,31 +49,31 @@ export function runFaults(
   const down = new Set<Promise<void>>();
   const active: string[] = [];
   const failures: string[] = [];
+  const notDone: string[] = [];
   const done: Injected[] = [];
   const stopping = new AbortController();
 
   const injectAndHeal = async ({ id, kind, lastsMs, seed }: Planned, fault: Fault, seat: Seat) => {
     active.push(kind);
-    let at = monotonic();
-    let target = seat.name;
-    let recorded = false;
+    let facts: Facts = { at: monotonic() };
+    let counts = true;
     try {
       const injection = await fault.inject(stage, { seat, lastsMs, next: random(seed) });
-      target = injection.target;
-      at = injection.at ?? at;
-      recorded = injection.recorded === true;
       await sleep(lastsMs, undefined, { signal: stopping.signal }).catch(() => undefined);
+      facts = { ...facts, ...injection };
       await injection.heal();
+      facts = { ...facts, ...injection };
     } catch (error) {
-      failures.push(`${id} ${kind}: ${error instanceof Error ? error.message : error}`);
+      const words = `${id} ${kind}: ${error instanceof Error ? error.message : error}`;
+      counts = !(error instanceof NotDone);
+      (counts ? failures : notDone).push(words);
     }
-    const healed = monotonic();
-    if (!recorded) {
-      history.write(['fault', at, id, kind, target]);
-      history.write(['heal', healed, id]);
-    }
-    done.push({ id, kind, part: fault.part, target, at, healed });
     active.splice(active.indexOf(kind), 1);
+    if (!counts) return;
+    const { at = monotonic(), healed = monotonic(), target = seat.name, note } = facts;
+    history.write(['fault', at, id, kind, target]);
+    history.write(['heal', healed, id]);
+    done.push({ id, kind, part: fault.part, target, at, healed, ...(note === undefined ? {} : { note }) });
   };
 
   const one = async (planned: Planned, fault: Fault) => {
@@ -105,6 +109,7 @@ export function runFaults(
   return {
     active,
     failures,
+    notDone,
     done,
     finished: finish(),
     stop: () => stopping.abort(),

@@ -18,6 +18,10 @@ export interface TortureOptions {
 }
 
 const STORM = 5000;
+/** From so many minutes on a run has to reach every figure; a shorter one has too few samples for that. */
+const LONG_MINUTES = 20;
+
+export const isLong = ({ minutes }: TortureOptions): boolean => minutes >= LONG_MINUTES;
 
 export const USAGE = `npm run torture -- [options]
   --minutes M     how long faults are injected (default 2)

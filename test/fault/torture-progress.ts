@@ -18,8 +18,8 @@ export function sumOf(loads: readonly Load[]) {
 }
 
 /**
- * Writes a live line each second: over itself on a terminal, else each {@link LINE_EVERY_S} s a new one. `wrong` tells what
- * was found so far. @returns what ends it.
+ * Writes a live line each second: over itself on a terminal, else each {@link LINE_EVERY_S} s a new one. `wrong` tells how much
+ * was found so far beside what faults could not be done. @returns what ends it.
  */
 export function showProgress(
   minutes: number,
@@ -43,7 +43,7 @@ export function showProgress(
       `${runsEnded} runs`,
       `${faults.done.length} faults`,
       `now: ${faults.active.join(', ') || 'none'}`,
-      `wrong: ${wrong()}`,
+      `wrong: ${wrong() + faults.failures.length}`,
     ];
     before = acked;
     if (terminal) process.stdout.write(`\r\x1b[2K${words.join(' | ').slice(0, (process.stdout.columns ?? 120) - 1)}`);

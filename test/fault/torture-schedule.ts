@@ -21,14 +21,17 @@ export interface ScheduleOptions {
   toMs: number;
 }
 
-/** Time between two faults, in ms, at least and at most. */
-const GAP_MS = [3000, 7000] as const;
+/** Time between two faults, in ms, at least and at most: shorter than what is to come out, as some are alone for long. */
+const GAP_MS = [1000, 4100] as const;
 /** What putting things back may take beside the fault's own time, in ms. */
 const MENDING_MS = 3000;
+/** How long all is well before and after a fault that is alone, in ms. */
+const ALONE_MS = 1000;
 
 /**
  * Which fault comes when, drawn from the seed alone: the same for the same seed and faults. Kinds come by their
- * weights, all of them once in a while; no part is hit twice at once, and one gateway is left alone at any time.
+ * weights, all of them once in a while; no part is hit twice at once, and one gateway is left alone at any time. At times a fault
+ * that lasts long has no other beside it, so that its recovery can be measured.
  */
 export function scheduleFaults(faults: readonly Fault[], options: ScheduleOptions): Planned[] {
   const next = random(options.seed);
@@ -40,6 +43,8 @@ export function scheduleFaults(faults: readonly Fault[], options: ScheduleOption
     const free = seats.filter((seat) => isFree(laneOf('gateway', seat), at));
     return free.length > 1 ? free : [];
   };
+  const lanes = [...new Set(faults.flatMap(({ part }) => seats.map((seat) => laneOf(part, seat))))];
+  const times = new Map<string, number>();
   let bag: Fault[] = [];
   for (let at = options.fromMs; at <= options.toMs; at += between(...GAP_MS, next)) {
     if (bag.length === 0)
@@ -54,10 +59,21 @@ export function scheduleFaults(faults: readonly Fault[], options: ScheduleOption
     if (!fault) continue;
     const seat = pick(fault.part === 'gateway' ? freeSeats(at) : seats, next);
     const lastsMs = between(...fault.lasts, next);
-    busyUntil.set(laneOf(fault.part, seat), at + (fault.preparesMs ?? 0) + lastsMs + MENDING_MS);
+    const time = times.get(fault.kind) ?? 0;
+    times.set(fault.kind, time + 1);
+    const { aloneEvery } = fault;
+    const alone = aloneEvery !== undefined && time % aloneEvery === 1;
+    const atMs = alone ? Math.max(at, ...busyUntil.values()) + ALONE_MS : at;
+    const overMs = atMs + (fault.preparesMs ?? 0) + lastsMs + MENDING_MS;
+    if (atMs + (fault.preparesMs ?? 0) > options.toMs) continue;
+    busyUntil.set(laneOf(fault.part, seat), overMs);
+    if (alone) {
+      for (const lane of lanes) busyUntil.set(lane, overMs);
+      at = overMs + ALONE_MS;
+    }
     planned.push({
       id: planned.length + 1,
-      atMs: at,
+      atMs,
       kind: fault.kind,
       lastsMs,
       seat,

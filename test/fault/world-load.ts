@@ -1,7 +1,9 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { resolve } from 'node:path';
 import { createInterface } from 'node:readline';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { z } from 'zod';
+import type { Outcome } from './load/client-faults.js';
 import type { LoadOptions } from './load/config.js';
 import type { StormCut, StormReport } from './load/storm.js';
 
@@ -29,6 +31,14 @@ export type LoadStatus = z.infer<typeof statusLine>;
 const stormCut = z.object({ storm: z.number(), cut: z.number(), at: z.number(), openedMs: z.number() });
 const stormReport = stormCut.extend({ rejoinedMs: z.number(), rejoined: z.number() });
 
+const outcome = z.object({
+  did: z.string(),
+  at: z.number(),
+  healed: z.number(),
+  hit: z.array(z.string()),
+  note: z.string().optional(),
+});
+
 /** A process full of recording clients. */
 export interface Load {
   readonly name: string;
@@ -38,6 +48,11 @@ export interface Load {
   readonly died: string | undefined;
   /** One command on its standard input. */
   say(line: string): void;
+  /**
+   * A command that hurts somebody; resolves once that is over.
+   * @throws Error where there is no answer for {@link ORDER_MS}, or the process ends before.
+   */
+  order(line: string): Promise<Outcome>;
   /**
    * Resolves when the sockets of a storm have been cut; `back` then when they are back.
    * @throws Error where the process ends before.
@@ -64,6 +79,8 @@ const NONE: LoadStatus = {
   readers: 0,
 };
 const END_MS = 20_000;
+/** Longer than any command takes, in ms. */
+const ORDER_MS = 60_000;
 
 /** Starts one; resolves with its first status line. It ends with this process: its standard input ends then. */
 export function startLoad(config: LoadOptions): Promise<Load> {
@@ -110,6 +127,16 @@ export function startLoad(config: LoadOptions): Promise<Load> {
       return died;
     },
     say: (line) => void child.stdin?.write(`${line}\n`),
+    async order(line) {
+      const [did = ''] = line.split(' ');
+      const answer = next(outcome.refine((one) => one.did === did));
+      answer.catch(() => undefined);
+      load.say(line);
+      const told = await Promise.race([answer, sleep(ORDER_MS, undefined, { ref: false })]);
+      if (!told) throw new Error(`load ${name} did not answer "${line}"`);
+      const { note, ...rest } = told;
+      return note === undefined ? rest : { ...rest, note };
+    },
     async storm(count) {
       const back = next(stormReport);
       back.catch(() => undefined);

@@ -36,6 +36,8 @@ export interface World {
 }
 
 const POSTGRES_BACK_MS = 60_000;
+/** What may wait for a reader at a gateway: so little that one who does not read is closed within the seconds a fault lasts. */
+const READER_BYTES = 512 * 1024;
 
 /**
  * Starts servers, tenants and gateways. What was started ends with this process, also by SIGKILL.
@@ -65,7 +67,7 @@ export async function startWorld(options: WorldOptions): Promise<World> {
         name: `g${n}`,
         postgresUrl: server.url,
         redisUrl: redis.url,
-        env: { TUTTI_REDIS_PREFIX: 'torture:' },
+        env: { TUTTI_REDIS_PREFIX: 'torture:', TUTTI_SOCKET_MAX_BACKPRESSURE_BYTES: String(READER_BYTES) },
         logFile: join(options.directory, `g${n}.log`),
       });
       ends.push(() => seat.close());

@@ -16,15 +16,29 @@ export interface Stage {
   readonly noPrevious: string | undefined;
 }
 
-/** One fault that is on. */
-export interface Injection {
+/** Nothing was there to be hit, or what was done did not bite: it counts as no fault. */
+export class NotDone extends Error {
+  override readonly name = 'NotDone';
+}
+
+/** What a fault turned out to be; times are µs of the monotonic clock. */
+export interface Facts {
   /** What it hit, for the history and the report. */
-  target: string;
-  /** When it began, where it had to be prepared first; µs of the monotonic clock. */
+  target?: string;
+  /** When it began, where it had to be prepared first. */
   at?: number;
-  /** The load writes it into its history itself, with what it hit. */
-  recorded?: boolean;
-  /** Puts everything back, and resolves when that is done. */
+  /** When it was over, where that was before now. */
+  healed?: number;
+  /** More of it, in words for the report. */
+  note?: string;
+}
+
+/** One fault that is on. */
+export interface Injection extends Facts {
+  /**
+   * Puts everything back, and resolves when that is done; the facts may have become others then.
+   * @throws NotDone
+   */
   heal(): Promise<void>;
 }
 
@@ -37,6 +51,8 @@ export interface Fault {
   lasts: readonly [number, number];
   /** About how long it takes to prepare before it begins, in ms. */
   preparesMs?: number;
+  /** So long that others would mostly fall into it: every so many times it is alone. */
+  aloneEvery?: number;
   /** What must hold meanwhile, in words for the report. */
   promise: string;
   /** Why it cannot be had here. */

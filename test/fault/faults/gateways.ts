@@ -5,6 +5,8 @@ import type { Fault, Injection } from './fault.js';
 /** How long a frozen gateway stands still, in ms: longer than a worker's lease minus a beat, and than heartbeats. */
 const FROZEN_MS = 15_000;
 const CLOCK_SHIFT_MS = 300_000;
+/** About what a drain and a start take, in ms. */
+const EXCHANGE_MS = 4000;
 const CLOCK = pathToFileURL(new URL('clock-shift.mjs', import.meta.url).pathname).href;
 
 /** SIGTERM; a drain that was not done in its grace period breaks a promise. */
@@ -31,6 +33,8 @@ const wrongClock = (kind: string, shiftMs: number): Fault => ({
   part: 'gateway',
   weight: 1,
   lasts: [5000, 8000],
+  preparesMs: EXCHANGE_MS,
+  aloneEvery: 2,
   promise: 'A gateway whose clock is 5 minutes off keeps order, leases and everything acknowledged (LOG2, RUN2).',
   inject: (_, { seat }) =>
     exchange(seat, { env: { NODE_OPTIONS: `--import ${CLOCK}`, TORTURE_CLOCK_SHIFT_MS: String(shiftMs) } }),
@@ -40,6 +44,7 @@ export const gatewayFaults: Fault[] = [
   {
     kind: 'gateway-kill',
     part: 'gateway',
+    aloneEvery: 4,
     weight: 3,
     lasts: [300, 3000],
     promise: 'Nothing acknowledged is lost; its clients are caught up elsewhere within 5 s (LOG1, RES1).',
@@ -51,6 +56,7 @@ export const gatewayFaults: Fault[] = [
   {
     kind: 'gateway-drain',
     part: 'gateway',
+    aloneEvery: 4,
     weight: 3,
     lasts: [200, 1500],
     promise: 'SIGTERM: clients move, nothing acknowledged is lost, the process exits in its grace period (DRN1).',
@@ -62,8 +68,9 @@ export const gatewayFaults: Fault[] = [
   {
     kind: 'gateway-freeze',
     part: 'gateway',
-    weight: 2,
+    weight: 1,
     lasts: [FROZEN_MS, FROZEN_MS],
+    aloneEvery: 2,
     promise: 'A gateway that stood still for 15 s and wakes mixes nothing in (FEED1, RUN2).',
     async inject(_, { seat }) {
       const { gateway } = seat;
@@ -76,8 +83,10 @@ export const gatewayFaults: Fault[] = [
   {
     kind: 'gateway-previous',
     part: 'gateway',
-    weight: 2,
+    weight: 1,
     lasts: [5000, 8000],
+    preparesMs: EXCHANGE_MS,
+    aloneEvery: 2,
     promise: 'Gateways of two versions side by side are one to their clients (FEED1, RUN1).',
     impossible: ({ noPrevious }) => noPrevious,
     inject({ previous }, { seat }) {

@@ -1,11 +1,7 @@
 import { between, pick } from '../../support/random.js';
-import type { Draw, Fault, Injection, Part, Stage } from './fault.js';
+import { type Draw, type Fault, type Injection, NotDone, type Part, type Stage } from './fault.js';
 
-/** Kinds the load writes into its history: only it knows which worker it was. */
-const RECORDED = new Set(['worker-kill']);
-const nothing = async () => undefined;
-
-/** A fault the load makes of itself, when told. It ends by itself after its time. */
+/** A fault the load makes of itself, when told, and that is over when the load says so. */
 function told(
   kind: string,
   part: Part,
@@ -13,6 +9,7 @@ function told(
   lasts: readonly [number, number],
   promise: string,
   command: (draw: Draw, stage: Stage) => string,
+  more: Partial<Fault> = {},
 ): Fault {
   return {
     kind,
@@ -20,11 +17,21 @@ function told(
     weight,
     lasts,
     promise,
+    ...more,
     async inject(stage, draw): Promise<Injection> {
       const load = pick(stage.loads, draw.next);
       const line = command(draw, stage);
-      load.say(line);
-      return { target: `${load.name}: ${line}`, recorded: RECORDED.has(kind), heal: nothing };
+      const over = load.order(line);
+      over.catch(() => undefined);
+      const injection: Injection = {
+        target: load.name,
+        async heal() {
+          const { hit, ...facts } = await over;
+          if (hit.length === 0) throw new NotDone(facts.note ?? `${line} found nobody to hit`);
+          Object.assign(injection, facts, { target: hit.join(' ') });
+        },
+      };
+      return injection;
     },
   };
 }
@@ -42,18 +49,21 @@ const clientStorm = (sockets: number): Fault => ({
   weight: 2,
   lasts: [1000, 1000],
   preparesMs: sockets * GATHER_MS,
+  aloneEvery: 3,
   promise: `${sockets.toLocaleString('en')} sockets that come back at once are each given exactly what they missed (RES1, FEED1).`,
   async inject({ crowd }): Promise<Injection> {
     const { at, cut, back } = await crowd.storm(sockets);
-    return {
+    const injection: Injection = {
       at,
       target: `${cut.toLocaleString('en')} sockets`,
       async heal() {
         const { rejoined, rejoinedMs } = await back;
         if (rejoined < cut) throw new Error(`${rejoined} of ${cut} sockets were back after ${rejoinedMs} ms`);
         if (cut < sockets * 0.98) throw new Error(`only ${cut} of ${sockets} sockets could be gathered`);
+        injection.note = `${cut.toLocaleString('en')} sockets back after ${(rejoinedMs / 1000).toFixed(1)} s`;
       },
     };
+    return injection;
   },
 });
 
@@ -69,9 +79,10 @@ export const peopleFaults = (storm: number): Fault[] => [
     'client-slow',
     'clients',
     2,
-    [2000, 8000],
-    'A slow reader slows nobody, costs a buffer, and goes on without loss (SLOW1).',
+    [5000, 8000],
+    'A slow reader slows nobody, is closed, and resumes without loss (SLOW1).',
     ({ next, lastsMs }) => `slow ${between(1, 3, next)} ${lastsMs}`,
+    { aloneEvery: 4 },
   ),
   told('client-tabs', 'clients', 2, [0, 0], 'Tabs of one user each see everything once (FEED1).', ({ next }) => {
     return `duplicate ${between(1, 4, next)}`;
@@ -81,10 +92,11 @@ export const peopleFaults = (storm: number): Fault[] => [
   told(
     'worker-zombie',
     'workers',
-    2,
+    1,
     [ZOMBIE_MS, ZOMBIE_MS],
     'A worker that wakes after its lease writes nothing (RUN2).',
     () => `worker-stop ${ZOMBIE_MS}`,
+    { aloneEvery: 2 },
   ),
   told(
     'worker-twice',

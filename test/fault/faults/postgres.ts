@@ -36,6 +36,7 @@ export const postgresFaults: Fault[] = [
   {
     kind: 'postgres-kill',
     part: 'postgres',
+    aloneEvery: 4,
     weight: 2,
     lasts: [200, 2000],
     promise: SURVIVES,
@@ -96,17 +97,19 @@ export const postgresFaults: Fault[] = [
   {
     kind: 'postgres-blackhole',
     part: 'postgres',
+    aloneEvery: 4,
     weight: 2,
     lasts: [2000, 6000],
     promise: SURVIVES,
     async inject(_, { seat }) {
       seat.postgres.blackhole();
-      return { target: `postgres of ${seat.name}`, heal: async () => seat.postgres.heal() };
+      return { target: seat.name, heal: async () => seat.postgres.heal() };
     },
   },
   {
     kind: 'postgres-disk-full',
     part: 'postgres',
+    aloneEvery: 3,
     weight: 1,
     lasts: [1000, 3000],
     promise: SURVIVES,

@@ -23,6 +23,7 @@ export const redisFaults: Fault[] = [
   {
     kind: 'redis-kill',
     part: 'redis',
+    aloneEvery: 4,
     weight: 2,
     lasts: [500, 4000],
     promise: DELIVERY,
@@ -67,12 +68,13 @@ export const redisFaults: Fault[] = [
   {
     kind: 'redis-blackhole',
     part: 'redis',
+    aloneEvery: 4,
     weight: 2,
     lasts: [2000, 6000],
     promise: DELIVERY,
     async inject(_, { seat }) {
       seat.redis.blackhole();
-      return { target: `redis of ${seat.name}`, heal: async () => seat.redis.heal() };
+      return { target: seat.name, heal: async () => seat.redis.heal() };
     },
   },
 ];

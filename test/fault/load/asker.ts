@@ -56,6 +56,10 @@ export class Asker {
     });
   }
 
+  get name(): string {
+    return this.#options.name;
+  }
+
   get link(): Link {
     return this.#link;
   }

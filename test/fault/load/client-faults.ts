@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { pick } from '../../support/random.js';
 import { monotonic, stormName } from '../history.js';
 import type { LoadConfig } from './config.js';
@@ -10,9 +11,25 @@ import { Storm, type StormCut, type StormReport } from './storm.js';
 import type { StormReader } from './storm-reader.js';
 import { SocketWorker } from './worker.js';
 
+/** What became of a command, once it is over. */
+export interface Outcome {
+  /** µs of the monotonic clock. */
+  at: number;
+  healed: number;
+  /** Names of whom it hit. Nobody: it found nobody, or did not bite. */
+  hit: string[];
+  /** More of it, in words. */
+  note?: string;
+}
+
 const DUPLICATE_MS = 15_000;
-/** Fault ids of load processes: apart from those of the injector, which count from 1. */
-const FAULT_IDS = 2 ** 40;
+/** How long is waited for a worker with a run in hand, in ms. */
+const WORK_MS = 8000;
+/** What is published to the room of slow readers: more than sockets, proxies and a gateway hold for one of them, in events. */
+const BULKY_EVENTS = 320;
+/** How long a reader that was slow may take to learn that its gateway closed it, in ms. */
+const CLOSED_MS = 4000;
+const LOOK_MS = 20;
 
 /** What clients, workers and tenants do to a world, on command. */
 export class ClientFaults {
@@ -30,29 +47,61 @@ export class ClientFaults {
     this.#random = random;
   }
 
-  /** The TCP connections of `n` clients of any kind are gone at once. */
-  cut(n: number): void {
+  /** The TCP connections of `n` clients of any kind, a reader among them, are gone at once. */
+  cut(n: number): Outcome {
     const { streamReaders, runStreams } = this.#crew;
-    for (const client of this.#some([...this.#links(), ...streamReaders, ...runStreams], n)) client.cut();
+    const readers = [...this.#linked(this.#crew.readers), ...streamReaders.filter(({ joined }) => joined).map(itself)];
+    const others = [...this.#others(), ...runStreams.filter(({ busy }) => busy).map(itself)];
+    return this.#each(this.#mixed(readers, others, n), ({ line }) => line.cut());
   }
 
-  /** `n` clients fall silent without closing, and come back on new connections while the old ones hang. */
-  halfOpen(n: number): void {
-    for (const link of this.#some(this.#links(), n)) link.halfOpen();
+  /** `n` clients, a reader among them, fall silent without closing, and come back on new connections while the old ones hang. */
+  halfOpen(n: number): Outcome {
+    return this.#each(this.#mixed(this.#linked(this.#crew.readers), this.#others(), n), ({ line }) => line.halfOpen());
   }
 
-  /** `n` readers read nothing for `ms`. */
-  slow(n: number, ms: number): void {
-    const { readers, streamReaders, runStreams } = this.#crew;
-    const all = [...readers.map(({ link }) => link), ...streamReaders, ...runStreams];
-    for (const client of this.#some(all, n)) client.slow(ms);
+  /**
+   * `n` readers of one room read nothing for `ms`, while more is published there than a gateway may hold for them. Those are hit
+   * that their gateway closed.
+   */
+  async slow(n: number, ms: number): Promise<Outcome> {
+    const { publishers, readers, streamReaders } = this.#crew;
+    const all = [...readers, ...streamReaders].filter(({ joined }) => joined);
+    const read = (one: { tenant: { id: string }; room: string }) =>
+      all.filter(({ options: { tenant, room } }) => tenant.id === one.tenant.id && room === one.room);
+    const [publisher] = this.#some(
+      publishers.filter(({ link, options }) => link.socket && read(options).length > 0),
+      1,
+    );
+    const slow = publisher ? this.#some(read(publisher.options), n) : [];
+    const at = monotonic();
+    const joins = slow.map((reader) => reader.joins);
+    const resumes = slow.map((reader) => reader.pause());
+    const until = Date.now() + ms;
+    publisher?.bulk(BULKY_EVENTS);
+    while (publisher && publisher.bulky > 0 && Date.now() < until) {
+      publisher.pump(publisher.bulky);
+      await sleep(LOOK_MS);
+    }
+    publisher?.bulk(0);
+    await sleep(Math.max(0, until - Date.now()));
+    const healed = monotonic();
+    for (const resume of resumes) resume();
+    const closed = () => slow.filter(({ joined, joins: now }, i) => !joined || now > (joins[i] ?? 0));
+    await this.#until(() => closed().length === slow.length, CLOSED_MS);
+    const hit = closed().map(({ name }) => name);
+    return { at, healed, hit, note: `${hit.length} of ${slow.length} slow readers closed` };
   }
 
   /** `n` readers get a second tab of the same user from the same position, for 15 s. */
-  duplicate(n: number): void {
+  duplicate(n: number): Outcome {
     const { readers } = this.#crew;
-    for (const { position, options } of this.#some(readers, n)) {
-      if (!position) continue;
+    const victims = this.#some(
+      readers.filter(({ position }) => position !== undefined),
+      n,
+    );
+    return this.#each(victims, ({ position, options }) => {
+      if (!position) return;
       const name = `${this.#config.name}-d${this.#made++}`;
       const views = options.views ? { views: new RunViews(this.#ledger, name) } : {};
       const tab = new Reader(this.#ledger, { ...options, name, from: position, ...views });
@@ -63,43 +112,45 @@ export class ClientFaults {
         readers.splice(readers.indexOf(tab), 1);
       };
       setTimeout(end, DUPLICATE_MS).unref();
-    }
+    });
   }
 
   /** One publisher sends, among others, an event that Postgres refuses; see `POISON_SQL`. */
-  poison(): void {
-    for (const publisher of this.#some(this.#crew.publishers, 1)) publisher.poison();
+  poison(): Outcome {
+    return this.#each(this.#some(this.#crew.publishers, 1), (publisher) => publisher.poison());
   }
 
-  /** A worker, if possible one with runs in hand, is gone for good; another takes its place. It is written as a fault of its own. */
-  workerKill(): void {
-    const worker = this.#aWorker();
-    if (!worker) return;
-    const { workers } = this.#crew;
-    this.#ledger.write([
-      'fault',
-      monotonic(),
-      FAULT_IDS + Math.floor(this.#random() * FAULT_IDS),
-      'worker-kill',
-      worker.name,
-    ]);
-    worker.kill();
-    const next = new SocketWorker(this.#ledger, {
-      ...worker.options,
-      name: `${this.#config.name}-k${100 + this.#made++}`,
+  /** A worker with runs in hand is gone for good; another takes its place. */
+  async workerKill(): Promise<Outcome> {
+    const worker = await this.#workerAtWork();
+    return this.#each(worker ? [worker] : [], (victim) => {
+      const { workers } = this.#crew;
+      victim.kill();
+      const next = new SocketWorker(this.#ledger, {
+        ...victim.options,
+        name: `${this.#config.name}-k${100 + this.#made++}`,
+      });
+      workers.splice(workers.indexOf(victim), 1, next);
+      next.open();
     });
-    workers.splice(workers.indexOf(worker), 1, next);
-    next.open();
   }
 
-  /** A worker, if possible one with runs in hand, is silent for `ms` and then goes on as if nothing had been. */
-  workerStop(ms: number): void {
-    this.#aWorker()?.link.silence(ms);
+  /** A worker with runs in hand is silent for `ms` and then goes on as if nothing had been. */
+  async workerStop(ms: number): Promise<Outcome> {
+    const worker = await this.#workerAtWork();
+    const outcome = this.#each(worker ? [worker] : [], ({ link }) => link.silence(ms));
+    if (worker) await sleep(ms);
+    return { ...outcome, healed: monotonic() };
   }
 
   /** A second connection acts with the claim of a worker. */
-  async twoWorkers(): Promise<void> {
-    await this.#aWorker()?.twice();
+  async twoWorkers(): Promise<Outcome> {
+    for (const deadline = Date.now() + WORK_MS; Date.now() < deadline; await sleep(LOOK_MS)) {
+      const worker = await this.#workerAtWork();
+      const at = monotonic();
+      if (await worker?.twice()) return { at, healed: monotonic(), hit: worker ? [worker.name] : [] };
+    }
+    return this.#each([], () => undefined);
   }
 
   /** `n` more readers come, are cut all at once, and come back; `dropped` is called at the cut. They leave after this has resolved. */
@@ -119,26 +170,53 @@ export class ClientFaults {
     return [...this.#storms].flatMap(({ readers }) => readers);
   }
 
-  /** @returns `undefined` where there is no such tenant. */
-  async flood(id: string, ms: number): Promise<FloodReport | undefined> {
+  /** A tenant floods; it is hit where it was refused anything as past its rate. */
+  async flood(id: string, ms: number): Promise<Outcome & Partial<FloodReport>> {
     const tenant = this.#config.tenants.find((one) => one.id === id);
-    return tenant && flood(this.#ledger, this.#config, tenant, ms, this.#random);
+    if (!tenant) return this.#each([], () => undefined);
+    const at = monotonic();
+    const report = await flood(this.#ledger, this.#config, tenant, ms, this.#random);
+    const { rate_limited = 0, overloaded = 0 } = report.refused;
+    const refused = rate_limited + overloaded;
+    const note = `${refused} of ${report.sent} refused`;
+    return { at, healed: monotonic(), hit: refused > 0 ? [id] : [], note, ...report };
   }
 
   end(): void {
     for (const storm of this.#storms) storm.end();
   }
 
-  #aWorker(): SocketWorker | undefined {
-    const { workers } = this.#crew;
-    const busy = workers.filter((worker) => worker.busy > 0 && worker.link.socket);
-    const choice = busy.length > 0 ? busy : workers;
-    return choice.length > 0 ? pick(choice, this.#random) : undefined;
+  #each<T extends { name: string }>(victims: readonly T[], act: (victim: T) => void): Outcome {
+    const at = monotonic();
+    for (const victim of victims) act(victim);
+    return { at, healed: at, hit: victims.map(({ name }) => name) };
   }
 
-  #links() {
-    const { publishers, readers, askers, workers } = this.#crew;
-    return [...publishers, ...readers, ...askers, ...workers].map(({ link }) => link);
+  /** One that has a run in hand and is connected, as soon as there is one. */
+  async #workerAtWork(): Promise<SocketWorker | undefined> {
+    const busy = () => this.#crew.workers.filter((worker) => worker.busy > 0 && worker.link.socket);
+    await this.#until(() => busy().length > 0, WORK_MS);
+    return this.#some(busy(), 1)[0];
+  }
+
+  async #until(so: () => boolean, ms: number): Promise<void> {
+    for (const deadline = Date.now() + ms; !so() && Date.now() < deadline; ) await sleep(LOOK_MS);
+  }
+
+  #others() {
+    const { publishers, askers, workers } = this.#crew;
+    return this.#linked([...publishers, ...askers, ...workers]);
+  }
+
+  #linked<T extends { name: string; link: Reader['link'] }>(clients: readonly T[]) {
+    return clients.filter(({ link }) => link.socket).map(({ name, link }) => ({ name, line: link }));
+  }
+
+  /** `n` of all, the first of `readers`. */
+  #mixed<R, O>(readers: readonly R[], others: readonly O[], n: number): (R | O)[] {
+    const [first] = this.#some(readers, 1);
+    if (first === undefined) return this.#some(others, n);
+    return [first, ...this.#some([...readers.filter((one) => one !== first), ...others], n - 1)];
   }
 
   /** `n` of them, each once. */
@@ -153,3 +231,5 @@ export class ClientFaults {
     return taken;
   }
 }
+
+const itself = <T extends { name: string }>(client: T) => ({ name: client.name, line: client });

@@ -52,11 +52,11 @@ export class EventSource {
     this.#request.destroy(new Error('cut'));
   }
 
-  /** Reads nothing for `ms`. */
-  slow(ms: number): void {
+  /** Reads nothing until the function it gives back is called. */
+  pause(): () => void {
     const { socket } = this.#request;
     socket?.pause();
-    setTimeout(() => socket?.resume(), ms).unref();
+    return () => socket?.resume();
   }
 
   close(): void {

@@ -112,11 +112,11 @@ export class Link {
     this.#leave('silent', (socket) => this.#hang(socket));
   }
 
-  /** Reads nothing for `ms`. */
-  slow(ms: number): void {
+  /** Reads nothing until the function it gives back is called. */
+  pause(): () => void {
     const wire = this.#socket && wireOf(this.#socket);
     wire?.pause();
-    setTimeout(() => wire?.resume(), ms).unref();
+    return () => wire?.resume();
   }
 
   close(): void {

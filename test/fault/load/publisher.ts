@@ -27,8 +27,12 @@ interface Item {
   n: number;
   mid: string;
   type: string;
+  data: { c: string; f: string };
   sentAt: number;
 }
+
+/** Filler of a large event: most of what an event may hold. */
+const BULK = 'x'.repeat(48 * 1024);
 
 export interface PublisherOptions {
   name: string;
@@ -59,6 +63,7 @@ export class Publisher {
   #connection = 0;
   #pausedUntil = 0;
   #poison = 0;
+  #bulky = 0;
 
   constructor(ledger: Ledger, options: PublisherOptions) {
     this.#ledger = ledger;
@@ -79,6 +84,14 @@ export class Publisher {
     });
   }
 
+  get name(): string {
+    return this.#options.name;
+  }
+
+  get options(): PublisherOptions {
+    return this.#options;
+  }
+
   get link(): Link {
     return this.#link;
   }
@@ -97,6 +110,16 @@ export class Publisher {
     this.#poison++;
   }
 
+  /** The next `count` events are as large as they may be, nearly. */
+  bulk(count: number): void {
+    this.#bulky = count;
+  }
+
+  /** How many large ones are still to be sent for the first time. */
+  get bulky(): number {
+    return this.#bulky;
+  }
+
   /** Sends what waits, then up to `fresh` new events. @returns how many new ones were sent. */
   pump(fresh: number): number {
     if (Date.now() < this.#pausedUntil) return 0;
@@ -113,7 +136,9 @@ export class Publisher {
       const n = this.#next++;
       const type = this.#poison > 0 ? POISON_TYPE : 'load.event';
       if (this.#poison > 0) this.#poison--;
-      this.#send({ n, mid: `${this.#options.name}-${n}`, type, sentAt: 0 });
+      const data = this.#bulky > 0 ? { ...this.#data, f: BULK } : this.#data;
+      if (this.#bulky > 0) this.#bulky--;
+      this.#send({ n, mid: `${this.#options.name}-${n}`, type, data, sentAt: 0 });
       sent++;
     }
     return sent;
@@ -138,7 +163,7 @@ export class Publisher {
     this.#ledger.counts.sent++;
     this.#ledger.write(['send', monotonic(), name, tenant.id, room, item.mid, `${name}/${this.#connection}`]);
     const connection = this.#connection;
-    socket.emit('event.publish', { room, type: item.type, data: this.#data, mid: item.mid }, (answer: Answer) => {
+    socket.emit('event.publish', { room, type: item.type, data: item.data, mid: item.mid }, (answer: Answer) => {
       if (connection === this.#connection && this.#open.delete(item.mid)) this.#answered(item, answer);
     });
     return true;

@@ -18,6 +18,7 @@ export const askedFor = (from: 'start' | 'latest' | Position): Asked =>
 export class Received {
   /** After the last event handled; undefined before the first join. */
   position: Position | undefined;
+  joins = 0;
   readonly #ledger: Ledger;
   readonly #name: string;
   readonly #tenant: string;
@@ -37,6 +38,7 @@ export class Received {
 
   joined(gateway: string, asked: Asked, position: Position): void {
     this.flush();
+    this.joins++;
     this.position = position;
     this.#ledger.write([
       'join',
@@ -143,6 +145,10 @@ export class Reader {
     return this.#link;
   }
 
+  get name(): string {
+    return this.#options.name;
+  }
+
   get options(): ReaderOptions {
     return this.#options;
   }
@@ -153,6 +159,16 @@ export class Reader {
 
   get joined(): boolean {
     return this.#joined;
+  }
+
+  /** How often it has joined. */
+  get joins(): number {
+    return this.#received.joins;
+  }
+
+  /** Reads nothing until the function it gives back is called. */
+  pause(): () => void {
+    return this.#link.pause();
   }
 
   get behind(): number {

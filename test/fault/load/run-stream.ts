@@ -39,6 +39,10 @@ export class RunStream {
     this.#search = ledger.searchFor(options.tenant.id, options.name, 'run sse');
   }
 
+  get name(): string {
+    return this.#options.name;
+  }
+
   get busy(): boolean {
     return this.#run !== undefined;
   }
@@ -58,10 +62,6 @@ export class RunStream {
 
   cut(): void {
     this.#source?.cut();
-  }
-
-  slow(ms: number): void {
-    this.#source?.slow(ms);
   }
 
   close(): void {

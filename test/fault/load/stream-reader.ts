@@ -30,6 +30,19 @@ export class StreamReader {
     this.#search = ledger.searchFor(tenant.id, name, 'sse');
   }
 
+  get name(): string {
+    return this.#options.name;
+  }
+
+  get options(): StreamReaderOptions {
+    return this.#options;
+  }
+
+  /** How often it has joined. */
+  get joins(): number {
+    return this.#received.joins;
+  }
+
   get behind(): number {
     return this.#received.behind;
   }
@@ -66,8 +79,9 @@ export class StreamReader {
     this.#source?.cut();
   }
 
-  slow(ms: number): void {
-    this.#source?.slow(ms);
+  /** Reads nothing until the function it gives back is called. */
+  pause(): () => void {
+    return this.#source?.pause() ?? (() => undefined);
   }
 
   close(): void {
