@@ -421,6 +421,19 @@ test('a gateway cut off from Postgres is well when it acknowledges something its
   expect(verdict.recoveries.faults[0]?.firstAckMs).toBe(1500);
 });
 
+test('of a gateway that nobody asked while it was cut off there is nothing to say', async () => {
+  const verdict = await check([
+    ['conn', s(0.5), 'ann/1', 'g1'],
+    ['fault', s(1), 1, 'postgres-blackhole', 'g1'],
+    ['heal', s(2), 1],
+    send(17, 'x', 'ann/1'),
+    ack(17.1, 'x', 1),
+    stored(['x']),
+  ]);
+  expect(verdict.violations).toEqual([]);
+  expect(verdict.recoveries.faults[0]?.firstAckMs).toBeUndefined();
+});
+
 test('what was done to clients is measured by those it was done to, once they are back', async () => {
   const verdict = await check([
     send(1, 'x'),

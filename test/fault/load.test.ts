@@ -70,7 +70,8 @@ test('a load process: every client, every fault of a client, and a history that 
     TUTTI_SOCKET_MAX_BACKPRESSURE_BYTES: String(512 * 1024),
     TUTTI_RUN_LEASE_MS: '2000',
     TUTTI_SOCKET_PING_INTERVAL_MS: '1000',
-    TUTTI_SOCKET_PING_TIMEOUT_MS: '1000',
+    // Who reads nothing for 5 s is not to give up before its gateway does.
+    TUTTI_SOCKET_PING_TIMEOUT_MS: '6000',
   };
   const { a, b } = await startPair(undo, { databaseUrl, env });
   const scratch = undo.add(mkdtempSync(join(tmpdir(), 'tutti-load-')), (dir) => rmSync(dir, { recursive: true }));
@@ -82,7 +83,7 @@ test('a load process: every client, every fault of a client, and a history that 
     const { joined, readers, runsEnded } = load.status ?? { joined: 0, readers: 1, runsEnded: 0 };
     return joined === readers && runsEnded > 0;
   });
-  const faults = ['cut 8', 'half-open 4', 'slow 3 3000', 'duplicate 2', 'poison', 'worker-kill', 'worker-stop 5000'];
+  const faults = ['cut 8', 'half-open 4', 'slow 3 5000', 'duplicate 2', 'poison', 'worker-kill', 'worker-stop 5000'];
   const writer = new HistoryWriter(tables);
   writer.write(['fault', monotonic(), 1, 'client', 'all at once']);
   for (const command of [...faults, 'two-workers', `flood ${tenants[0]?.id} 500`, 'storm 60', 'two-workers']) {

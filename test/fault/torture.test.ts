@@ -1,3 +1,4 @@
+import { execFileSync } from 'node:child_process';
 import { mkdtempSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -9,6 +10,7 @@ import { type Entry, HistoryWriter, readHistory } from './history.js';
 import { figuresOf } from './report-figures.js';
 import { runFaults } from './torture-faults.js';
 import { type Planned, scheduleFaults } from './torture-schedule.js';
+import { startLoad } from './world-load.js';
 
 /*
  * What the torture run does beside its world: which faults come when, what counts as one, and what a figure is.
@@ -51,6 +53,18 @@ test('a kind of fault that lasts long is alone a few times', () => {
       expect(alone.length, `${kind}, seed ${seed}`).toBeGreaterThanOrEqual(1);
     }
   }
+});
+
+test('a load process that does not end its history when told to is killed, and has died', async () => {
+  const history = join(scratch, 'nobody-reads.jsonl');
+  // A pipe without a reader: opening it never ends.
+  execFileSync('mkfifo', [history]);
+  const tenant = { id: 'a', serverKey: '', workerKey: '', canary: 'c', rooms: ['r'], iss: 'a', secret: 's'.repeat(32) };
+  const gateways = [{ name: 'g1', url: 'http://127.0.0.1:9' }];
+  const load = await startLoad({ name: 'a', history, gateways, tenants: [tenant] });
+  expect(load.died).toBeUndefined();
+  await load.end(300);
+  expect(load.died).toContain('did not end within 0.3 s');
 });
 
 test('a fault that did not bite is none: not counted, not in the history, and no failure', async () => {

@@ -58,8 +58,8 @@ export interface Load {
    * @throws Error where the process ends before.
    */
   storm(count: number): Promise<StormCut & { back: Promise<StormReport> }>;
-  /** Tells it to end and waits; it is killed where it does not. */
-  end(): Promise<void>;
+  /** Tells it to end and waits; it is killed where it does not within so many ms, and has died then. Default 20,000. */
+  end(patienceMs?: number): Promise<void>;
 }
 
 const root = resolve(import.meta.dirname, '../..');
@@ -144,13 +144,13 @@ export function startLoad(config: LoadOptions): Promise<Load> {
       load.say(`storm ${count}`);
       return { ...(await cut), back };
     },
-    async end() {
+    async end(patienceMs = END_MS) {
       told = true;
       load.say('stop');
       const timer = setTimeout(() => {
-        died ??= `load ${name} did not end within ${END_MS / 1000} s of being told to, so its history is cut short: ${errors}`;
+        died ??= `load ${name} did not end within ${patienceMs / 1000} s of being told to, so its history is cut short: ${errors}`;
         child.kill('SIGKILL');
-      }, END_MS);
+      }, patienceMs);
       await exited;
       clearTimeout(timer);
     },

@@ -151,9 +151,8 @@ export class Published {
     this.#gateways.set(conn, gateway);
   }
 
-  /** The gateway an event was acknowledged by, where the history tells. */
-  ackedBy(event: number): string | undefined {
-    const conn = this.ackedOn[event];
+  /** The gateway a connection leads to, where the history tells. */
+  gatewayOf(conn: string | undefined): string | undefined {
     return conn === undefined ? undefined : this.#gateways.get(conn);
   }
 

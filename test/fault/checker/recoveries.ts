@@ -57,7 +57,8 @@ export class Recoveries {
     orLater(this.#firstDelivery);
     const faults = this.marks.flatMap(({ fault, t }, at) => {
       if (!fault) return [];
-      const firstAck = acks.get(cutOff(fault)) ?? this.#never();
+      const asked = cutOff(fault) === undefined || wasAsked(fault, published);
+      const firstAck = (asked && acks.get(cutOff(fault))) || this.#never();
       return [this.#recovery(fault, t, firstAck[at], this.#firstDelivery[at])];
     });
     const kinds = [...new Set(faults.map(({ kind }) => kind))].sort();
@@ -71,7 +72,7 @@ export class Recoveries {
     for (const [event, t] of published.ackedAt.entries()) {
       if (t === Number.POSITIVE_INFINITY) continue;
       const mark = firstAtLeast(this.times, t + 1) - 1;
-      const gateway = published.ackedBy(event);
+      const gateway = published.gatewayOf(published.ackedOn[event]);
       for (const by of gateway === undefined ? [undefined] : [undefined, gateway]) {
         const first = acks.get(by);
         if (first && t < (first[mark] ?? 0)) first[mark] = t;
@@ -122,6 +123,13 @@ export class Recoveries {
 
 /** The gateway that was cut off from a server, while others were not: only what it acknowledges itself tells that it is well. */
 const cutOff = ({ kind, target }: Fault): string | undefined => (kind.endsWith('-blackhole') ? target : undefined);
+
+/** Whether anything was sent to the gateway while it was cut off: else nobody was there to be answered by it. */
+function wasAsked({ at, healed, target }: Fault, published: Published): boolean {
+  return published.sentAt.some(
+    (t, event) => t >= at && t <= healed && published.gatewayOf(published.connections[event]) === target,
+  );
+}
 
 /** What is first after a mark is so after the marks before, where they have nothing earlier. */
 function orLater(first: Float64Array): void {

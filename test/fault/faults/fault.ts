@@ -68,3 +68,10 @@ export interface Draw {
   /** Numbers in [0, 1), the same for the same seed. */
   next: () => number;
 }
+
+/** The one the schedule chose, or where few are there, as it has just been started, the one with the most clients. */
+export function peopled({ world }: Stage, { seat }: Draw): Seat {
+  const people = (one: Seat) => one.clients.connections;
+  const most = world.seats.reduce((best, one) => (people(one) > people(best) ? one : best), seat);
+  return people(seat) >= people(most) / 4 ? seat : most;
+}

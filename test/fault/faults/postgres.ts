@@ -1,6 +1,6 @@
 import postgres from 'postgres';
 import { between } from '../../support/random.js';
-import type { Fault, Stage } from './fault.js';
+import { type Fault, peopled, type Stage } from './fault.js';
 
 const SURVIVES = 'Publishes are refused or answered late; nothing acknowledged is lost (LOG1, LOG4).';
 const ANSWERED = 'Publishes are answered late or refused, none twice (LOG3).';
@@ -101,7 +101,8 @@ export const postgresFaults: Fault[] = [
     weight: 2,
     lasts: [2000, 6000],
     promise: SURVIVES,
-    async inject(_, { seat }) {
+    async inject(stage, draw) {
+      const seat = peopled(stage, draw);
       seat.postgres.blackhole();
       return { target: seat.name, heal: async () => seat.postgres.heal() };
     },

@@ -1,5 +1,5 @@
 import { createConnection } from 'node:net';
-import type { Fault } from './fault.js';
+import { type Fault, peopled } from './fault.js';
 
 /** Says one command to Redis on a connection of its own. @throws Error where Redis refuses it or is not there. */
 function say(port: number, command: string): Promise<void> {
@@ -72,7 +72,8 @@ export const redisFaults: Fault[] = [
     weight: 2,
     lasts: [2000, 6000],
     promise: DELIVERY,
-    async inject(_, { seat }) {
+    async inject(stage, draw) {
+      const seat = peopled(stage, draw);
       seat.redis.blackhole();
       return { target: seat.name, heal: async () => seat.redis.heal() };
     },

@@ -52,13 +52,6 @@ export class EventSource {
     this.#request.destroy(new Error('cut'));
   }
 
-  /** Reads nothing until the function it gives back is called. */
-  pause(): () => void {
-    const { socket } = this.#request;
-    socket?.pause();
-    return () => socket?.resume();
-  }
-
   close(): void {
     this.#over = true;
     this.#request.destroy();

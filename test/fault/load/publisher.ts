@@ -1,3 +1,4 @@
+import { setTimeout as sleep } from 'node:timers/promises';
 import { monotonic } from '../history.js';
 import type { LoadConfig, LoadTenant } from './config.js';
 import type { Ledger } from './ledger.js';
@@ -27,12 +28,14 @@ interface Item {
   n: number;
   mid: string;
   type: string;
-  data: { c: string; f: string };
   sentAt: number;
 }
 
-/** Filler of a large event: most of what an event may hold. */
+/** Filler of what is shouted: most of what one may say at once. */
 const BULK = 'x'.repeat(48 * 1024);
+/** Shouts without an answer at a time, and time between looks, in ms: below what a session may say in a second. */
+const SHOUTS = 4;
+const SHOUT_MS = 50;
 
 export interface PublisherOptions {
   name: string;
@@ -63,7 +66,6 @@ export class Publisher {
   #connection = 0;
   #pausedUntil = 0;
   #poison = 0;
-  #bulky = 0;
 
   constructor(ledger: Ledger, options: PublisherOptions) {
     this.#ledger = ledger;
@@ -110,14 +112,22 @@ export class Publisher {
     this.#poison++;
   }
 
-  /** The next `count` events are as large as they may be, nearly. */
-  bulk(count: number): void {
-    this.#bulky = count;
-  }
-
-  /** How many large ones are still to be sent for the first time. */
-  get bulky(): number {
-    return this.#bulky;
+  /**
+   * Says `count` things in its room that are as large as they may be, nearly, and that are kept nowhere: readers that miss them
+   * need not be given them. Resolves once all are answered, the connection is gone, or at `until`, ms as of `Date.now()`.
+   * @returns how many were answered.
+   */
+  async shout(count: number, until: number): Promise<number> {
+    const { socket } = this.#link;
+    const payload = { room: this.#options.room, type: 'load.shout', data: { ...this.#data, f: BULK } };
+    let [said, answered] = [0, 0];
+    while (answered < count && socket === this.#link.socket && Date.now() < until) {
+      for (; said < count && said - answered < SHOUTS; said++) {
+        socket?.emit('broadcast.send', payload, () => answered++);
+      }
+      await sleep(SHOUT_MS);
+    }
+    return answered;
   }
 
   /** Sends what waits, then up to `fresh` new events. @returns how many new ones were sent. */
@@ -136,9 +146,7 @@ export class Publisher {
       const n = this.#next++;
       const type = this.#poison > 0 ? POISON_TYPE : 'load.event';
       if (this.#poison > 0) this.#poison--;
-      const data = this.#bulky > 0 ? { ...this.#data, f: BULK } : this.#data;
-      if (this.#bulky > 0) this.#bulky--;
-      this.#send({ n, mid: `${this.#options.name}-${n}`, type, data, sentAt: 0 });
+      this.#send({ n, mid: `${this.#options.name}-${n}`, type, sentAt: 0 });
       sent++;
     }
     return sent;
@@ -163,7 +171,7 @@ export class Publisher {
     this.#ledger.counts.sent++;
     this.#ledger.write(['send', monotonic(), name, tenant.id, room, item.mid, `${name}/${this.#connection}`]);
     const connection = this.#connection;
-    socket.emit('event.publish', { room, type: item.type, data: item.data, mid: item.mid }, (answer: Answer) => {
+    socket.emit('event.publish', { room, type: item.type, data: this.#data, mid: item.mid }, (answer: Answer) => {
       if (connection === this.#connection && this.#open.delete(item.mid)) this.#answered(item, answer);
     });
     return true;

@@ -34,15 +34,6 @@ export class StreamReader {
     return this.#options.name;
   }
 
-  get options(): StreamReaderOptions {
-    return this.#options;
-  }
-
-  /** How often it has joined. */
-  get joins(): number {
-    return this.#received.joins;
-  }
-
   get behind(): number {
     return this.#received.behind;
   }
@@ -77,11 +68,6 @@ export class StreamReader {
 
   cut(): void {
     this.#source?.cut();
-  }
-
-  /** Reads nothing until the function it gives back is called. */
-  pause(): () => void {
-    return this.#source?.pause() ?? (() => undefined);
   }
 
   close(): void {
