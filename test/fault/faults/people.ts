@@ -47,7 +47,8 @@ const clientStorm = (sockets: number): Fault => ({
   kind: 'client-storm',
   part: 'clients',
   weight: 2,
-  lasts: [1000, 1000],
+  // About what it takes until all are back.
+  lasts: [7000, 7000],
   preparesMs: sockets * GATHER_MS,
   aloneEvery: 3,
   promise: `${sockets.toLocaleString('en')} sockets that come back at once are each given exactly what they missed (RES1, FEED1).`,
@@ -60,6 +61,7 @@ const clientStorm = (sockets: number): Fault => ({
         const { rejoined, rejoinedMs } = await back;
         if (rejoined < cut) throw new Error(`${rejoined} of ${cut} sockets were back after ${rejoinedMs} ms`);
         if (cut < sockets * 0.98) throw new Error(`only ${cut} of ${sockets} sockets could be gathered`);
+        injection.healed = at + rejoinedMs * 1000;
         injection.note = `${cut.toLocaleString('en')} sockets back after ${(rejoinedMs / 1000).toFixed(1)} s`;
       },
     };
