@@ -15,6 +15,7 @@ import {
   noResync,
   noSync,
   numbersAhead,
+  oneLane,
   planted,
   refusesSome,
   resyncTooFar,
@@ -56,7 +57,7 @@ describe.concurrent('Postgres and gateways that crash', () => {
     expect(verdict.counts.resumes).toBeGreaterThan(0);
   });
   test('commits that do not wait for the disk: lost', LONG, () => reports(['lost'], crashes, { database: noSync }));
-  test('acks before the commit: lost', LONG, () => reports(['lost'], crashes, { plants: [ackBeforeCommit] }));
+  test('acks before the commit: lost', LONG, () => reports(['lost'], crashes, { plants: [ackBeforeCommit, oneLane] }));
   test('a retry that is stored again: answer', LONG, () => reports(['answer'], crashes, { database: noDedupe }));
 });
 

@@ -112,6 +112,13 @@ export const ackBeforeCommit: Plant = {
   });`,
 };
 
+/** One connection for all appends, so that a transaction that is left open locks nobody out. */
+export const oneLane: Plant = {
+  module: 'db/event-log',
+  find: 'Array.from({ length: limits.lanes }',
+  put: 'Array.from({ length: 1 }',
+};
+
 /** A reader follows the room while its replay is still being read. */
 export const noHandoverBuffer: Plant = {
   module: 'core/feed',
