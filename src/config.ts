@@ -133,6 +133,12 @@ export const environment = z.object({
     16 * MiB,
     'Largest HTTP request body, in bytes; a stream of chunks may be longer, its lines may not.',
   ),
+  TUTTI_HTTP_MAX_CONNECTIONS: int(
+    20_000,
+    1,
+    1_000_000,
+    'TCP connections of one gateway that are no WebSocket, those of streams and those that ask nothing among them; further ones are closed.',
+  ),
   TUTTI_HTTP_MAX_REQUESTS: int(
     2000,
     1,

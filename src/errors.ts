@@ -35,6 +35,7 @@ export const limits = [
   'database_queue',
   'database_wait',
   'feed_waiting',
+  'http_connections',
   'http_requests',
   'in_flight_bytes_session',
   'in_flight_bytes_tenant',

@@ -27,6 +27,7 @@ import { verifyIsolation } from './db/isolation.js';
 import { migrate } from './db/migrate.js';
 import { queuedRuns } from './db/queued-runs.js';
 import { createRunStore } from './db/run-store.js';
+import { PlainConnections } from './http/plain-connections.js';
 import type { Route } from './http/route.js';
 import { mountHttp } from './http/server.js';
 import { MAX_DATA_BYTES, MAX_HISTORY_LIMIT } from './protocol/primitives.js';
@@ -158,6 +159,7 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
   metrics.gauge('draining', () => Number(health.draining));
 
   const app = uWS.App();
+  const plain = new PlainConnections(app, config.TUTTI_HTTP_MAX_CONNECTIONS, metrics);
   const allowedOrigins = config.TUTTI_ALLOWED_ORIGINS.split(',').flatMap((origin) => origin.trim() || []);
   const connections = new ConnectionLimits(connectionLimit(config), memory);
   const inFlight = new InFlight(inFlightLimit(config));
@@ -170,6 +172,7 @@ export async function startGateway({ config, databaseUrl, log, prepare }: Gatewa
     admission: connections,
     inFlight,
     revocations,
+    upgraded: () => plain.upgraded(),
     metrics,
     log,
     nodeId,

@@ -74,6 +74,7 @@ export const gauges = {
   claims_waiting: { help: 'Workers waiting for a run.', labels: [] },
   database_busy: { help: 'Connections to Postgres in use, those of append lanes left out.', labels: [] },
   database_waiting: { help: 'Transactions waiting for a connection to Postgres.', labels: [] },
+  http_connections: { help: 'TCP connections that are no WebSocket.', labels: [] },
   http_in_flight: { help: 'HTTP requests that are being served, lasting ones left out.', labels: [] },
   in_flight_bytes: { help: 'Bytes of commands and requests that wait for their answer.', labels: [] },
   memory_share: { help: 'Part of the memory that may be used that is in use, 0 to 1.', labels: [] },

@@ -47,6 +47,8 @@ export interface SocketServerDeps {
     applies(revocation: Revocation, principal: Principal): boolean;
     poke(): void;
   };
+  /** Called for each connection of the app that becomes a WebSocket. */
+  upgraded(): void;
   metrics: Metrics;
   log: Logger;
   nodeId: string;
@@ -105,6 +107,7 @@ export class SocketServer implements Outlet {
         if (slow) metrics.add('slow_closes', {});
         return slow;
       },
+      upgraded: deps.upgraded,
       flooded: () => {
         metrics.add('rate_limited', { scope: 'connection' });
         log.warn({}, 'connection closed: too many messages');

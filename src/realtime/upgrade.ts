@@ -22,6 +22,8 @@ export interface UpgradeHooks {
   /** Whether a connection that ended without a goodbye was cut for reading too slowly. */
   cut(link: Link): boolean;
   flooded(): void;
+  /** A connection of the app has become a WebSocket. */
+  upgraded(): void;
 }
 
 /** Whether a page of `origin` may open a socket on `host`. Browsers always send an Origin; other clients do not. */
@@ -124,6 +126,7 @@ export function guardApp(app: uWS.TemplatedApp, options: UpgradeOptions, turns: 
           const handshake = handshakeOf(req, res);
           const [key, protocol, extensions] = HEADERS.map((name) => req.getHeader(name));
           res.upgrade<SocketData>({ handshake }, key ?? '', protocol ?? '', extensions ?? '', context);
+          hooks.upgraded();
         },
         open(ws) {
           const { handshake } = ws.getUserData();

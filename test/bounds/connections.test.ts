@@ -9,9 +9,11 @@ import { Bounded } from './stage.js';
 
 /* TCP connections that never become anything: neither a request nor a WebSocket. */
 
+const PLAIN = 600;
+
 let on: Bounded;
 beforeAll(async () => {
-  on = await Bounded.start({});
+  on = await Bounded.start({ TUTTI_HTTP_MAX_CONNECTIONS: String(PLAIN) });
 });
 afterEach(() => on.undo.all());
 afterAll(() => on?.stop());
@@ -58,6 +60,29 @@ test('[LIM1] 500 connections that ask nothing, or never end what they ask, are c
   await eventually('they are closed', () => idle.every(({ open }) => !open), 30_000);
   await ann.call('event.publish', { room: 'r', type: 'a', data: 2 });
   expect(ann.disconnects).toEqual([]);
+}, 60_000);
+
+test('[LIM1] past their number connections that are no WebSocket are closed at once; those there and sockets go on, and there is room again', async () => {
+  const ann = await on.client(devToken());
+  // Sockets are none of them, neither while they are open nor after it.
+  const before = await on.metric('tutti_http_connections');
+  for (let n = 0; n < 20; n++) (await on.client(devToken())).close();
+  const bob = await on.client(devToken({ user: 'bob' }));
+  await eventually('sockets do not count', async () => (await on.metric('tutti_http_connections')) <= before + 1);
+  const crowd = Array.from({ length: PLAIN + 200 }, () => plain({ says: '' }));
+  const open = () => crowd.filter((one) => one.open);
+  await eventually('those past the number are closed', () => open().length <= PLAIN);
+  expect(open().length).toBeGreaterThan(PLAIN - 10);
+  for (let n = 0; n < 20; n++) await ann.call('event.publish', { room: 'r', type: 'a', data: n });
+  await bob.call('event.history', { room: 'r' });
+  for (const one of open()) one.socket.destroy();
+  await eventually(
+    'there is room again',
+    async () => (await on.metric('tutti_http_connections').catch(() => PLAIN)) < 10,
+  );
+  expect(await on.reached('http_connections')).toBeGreaterThanOrEqual(200);
+  await (await on.client(devToken())).call('event.history', { room: 'r' });
+  expect([...ann.disconnects, ...bob.disconnects]).toEqual([]);
 }, 60_000);
 
 test.skipIf(spawnSync('prlimit', ['--version']).status !== 0)(

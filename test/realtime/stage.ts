@@ -222,6 +222,7 @@ export async function openStage(
   const listeners: ((revocation: Revocation) => void)[] = [];
   const rooms = new StageRooms(() => server);
   const server: SocketServer = new SocketServer({
+    upgraded: () => undefined,
     app,
     rooms,
     runs,
