@@ -156,7 +156,8 @@ describe('two gateways, nothing fails', () => {
   let b: GatewayProcess;
   let databaseUrl: string;
   beforeAll(async () => {
-    const pair = await startPair(shared);
+    // Of the tenant's rate tests of limits tell.
+    const pair = await startPair(shared, { env: { TUTTI_TENANT_PUBLISHES_PER_SECOND: '100000' } });
     ({ a, b } = pair);
     databaseUrl = pair.env.DATABASE_URL ?? '';
   });

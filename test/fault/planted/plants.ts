@@ -95,7 +95,7 @@ export const numbersAhead: DatabasePlant = {
   ],
 };
 
-/** Events are acknowledged inside a transaction that is committed later. */
+/** Events are acknowledged inside a transaction that is committed much later: not before the crash, also where everything is slow. */
 export const ackBeforeCommit: Plant = {
   module: 'db/event-log',
   find: 'return await line.run(answerMs, (sql) => appendBatch(sql, events, database.cluster));',
@@ -106,7 +106,7 @@ export const ackBeforeCommit: Plant = {
       setTimeout(() => {
         line.isOpen = false;
         sql.unsafe('commit').catch(() => undefined);
-      }, 500);
+      }, 5000);
     }
     return appendBatch(sql, events, database.cluster);
   });`,
