@@ -24,10 +24,10 @@ afterAll(async () => {
 });
 
 /** Locks a room that nobody but this test writes to; what is appended to it stands until the answer is called. */
-async function hold(room: string): Promise<() => Promise<void>> {
+async function hold(room: string, tenant = 'a'): Promise<() => Promise<void>> {
   await database.withTenants(
     ['a', 'b'],
-    (tx) => tx`insert into tutti.rooms (tenant_id, name, epoch) values ('a', ${room}, 'e')`,
+    (tx) => tx`insert into tutti.rooms (tenant_id, name, epoch) values (${tenant}, ${room}, 'e')`,
   );
   let letGo = () => {};
   let locked = () => {};
@@ -114,4 +114,24 @@ test('[LIM7] what a tenant appends to many rooms during a commit shares the next
   await letGo();
   await Promise.all([first, ...others]);
   expect(counts.observed.get('append_batch')).toBe(2);
+});
+
+test('lanes that failed and have nothing to commit do not say for long that commits fail', async () => {
+  const log = logOf(database, { lanes: 3, timeoutMs: 600 });
+  await hold('fails-1', 'a');
+  await hold('fails-2', 'b');
+  const asked = [log.append(event('a', 'fails-1', 'm'))];
+  // Else both go into one commit.
+  await stands(1);
+  asked.push(log.append(event('b', 'fails-2', 'm')));
+  const failed = await Promise.allSettled(asked);
+  expect(failed.map(({ status }) => status)).toEqual(['rejected', 'rejected']);
+  expect(log.failingSince()).toBeDefined();
+  // The attempts under way are cut at half that time; their rooms stay locked until then, so that they fail.
+  await new Promise((wait) => setTimeout(wait, 500));
+  expect(log.failingSince()).toBeDefined();
+  for (const letGo of holds.splice(0)) await letGo();
+  // Two lanes failed; one of them, or the third, commits this.
+  await log.append(event('b', 'works', 'm'));
+  await eventually('none says that it fails', () => log.failingSince() === undefined);
 });

@@ -1,7 +1,7 @@
 import type { Append, EventLog } from '../../src/core/log.js';
 import type { Logger, Metrics } from '../../src/core/telemetry.js';
 import { type Database, openDatabase } from '../../src/db/database.js';
-import { type AppendLimits, createEventLog } from '../../src/db/event-log.js';
+import { type AppendLimits, createEventLog, type PostgresLog } from '../../src/db/event-log.js';
 import { migrate } from '../../src/db/migrate.js';
 import { toJsonText } from '../../src/protocol/primitives.js';
 
@@ -48,7 +48,7 @@ export const logOf = (
   database: Database,
   limits: Partial<AppendLimits> = {},
   metrics: Metrics = new Counts(),
-): EventLog => createEventLog(database, { ...appendLimits, ...limits }, metrics, silent);
+): PostgresLog => createEventLog(database, { ...appendLimits, ...limits }, metrics, silent);
 
 /** An event of user `user`; `data` is any JSON value. */
 export const event = (tenant: string, room: string, mid: string, data: unknown = mid, user = 'alice'): Append => ({
