@@ -1,9 +1,11 @@
+import { TuttiError } from '../errors.js';
 import type { JoinFrom, ResyncReason } from '../protocol/commands.js';
 import { encodePush, eventFrame, type Frame } from '../protocol/frames.js';
 import { MAX_HISTORY_LIMIT, type Position } from '../protocol/primitives.js';
 import type { Clock } from './clock.js';
 import { type RoomKey, roomOf, tenantOf } from './keys.js';
 import type { EventLog, RoomHead } from './log.js';
+import { LogPages, ReadRetries } from './log-pages.js';
 import { type ReaderRest, Replay } from './replay.js';
 import { Ring } from './ring.js';
 import { countLimit, type Logger, type Metrics } from './telemetry.js';
@@ -53,8 +55,7 @@ export class Feed {
   /** Events that came before an earlier one; what finds no room here is read from the log. */
   readonly #waiting = new Map<number, Frame>();
   #waitingBytes = 0;
-  /** Pages of the log on their way, by the seq they start after: readers that need the same page share it. */
-  readonly #pages = new Map<number, Promise<{ frames: Frame[]; head: RoomHead } | undefined>>();
+  readonly #pages: LogPages;
   #epoch: string;
   #head: number;
   #floor: number;
@@ -73,6 +74,7 @@ export class Feed {
     this.#known = start.head;
     this.#floor = start.floor;
     this.#ring = new Ring(deps.limits.ringBytes);
+    this.#pages = new LogPages(key, deps);
     this.#ring.reset(start.head + 1);
   }
 
@@ -283,13 +285,20 @@ export class Feed {
 
   async #replay(viewer: Viewer, replay: Replay): Promise<void> {
     const current = () => this.#replays.get(viewer) === replay && !this.#closed;
-    try {
-      while (current()) await inTurn(viewer, () => this.#step(viewer, replay, current));
-    } catch (cause) {
-      if (!current()) return;
-      this.detach(viewer);
-      this.#deps.logger.warn({ room: this.key, err: cause }, 'A replay could not read the log');
-      viewer.close('overloaded', 'The log cannot be read at the moment. Come back with your position.');
+    const retries = new ReadRetries(this.#deps.clock);
+    while (current()) {
+      try {
+        await inTurn(viewer, () => this.#step(viewer, replay, current));
+        retries.reset();
+      } catch (cause) {
+        // It keeps its connection, with its other rooms and what is live in them.
+        const unread = cause instanceof TuttiError;
+        if (!current() || (unread && (await retries.next()))) continue;
+        if (!current()) return;
+        this.detach(viewer);
+        if (!unread) this.#deps.logger.error({ room: this.key, err: cause }, 'A replay failed');
+        viewer.close('overloaded', 'The log cannot be read at the moment. Come back with your position.');
+      }
     }
   }
 
@@ -307,21 +316,14 @@ export class Feed {
     if (!this.#ringFilled) return this.#fillRing();
     const { epoch } = this;
     const { cursor } = replay;
-    let after = cursor - (cursor % MAX_HISTORY_LIMIT);
-    let page = await this.#page(after);
-    if (page && page.head.head > cursor && Math.max(after, page.head.floor) + page.frames.length <= cursor) {
-      // A page of large events, which ends before this reader's place.
-      after = cursor;
-      page = await this.#page(after);
-    }
+    const page = await this.#pages.with(cursor + 1);
     // A rebase meanwhile has put the reader at the head: it lacks nothing.
-    if (!current() || replay.cursor < after || replay.cursor >= this.#head) return;
-    if (epoch !== this.#epoch) return;
-    if (page && page.head.epoch === epoch && page.head.floor <= replay.cursor) {
-      if (page.head.head <= replay.cursor) return;
-      const from = replay.cursor - Math.max(after, page.head.floor);
+    if (!current() || epoch !== this.#epoch || replay.cursor !== cursor || cursor >= this.#head) return;
+    if (page && page.head.epoch === epoch && page.head.floor <= cursor) {
+      if (page.head.head <= cursor) return;
+      const from = cursor - page.after;
       // The log may be ahead of this feed: what is past the head comes live.
-      const fresh = upTo(viewer.room, page.frames.slice(from, from + this.#head - replay.cursor));
+      const fresh = upTo(viewer.room, page.frames.slice(from, from + this.#head - cursor));
       viewer.send(fresh);
       replay.cursor += fresh.length;
       if (fresh.length > 0) return;
@@ -341,33 +343,12 @@ export class Feed {
   async #fillRing(): Promise<void> {
     const { first } = this.#ring;
     const { epoch } = this;
-    const page = await this.#pageOf(-1, () => this.#read({ before: first, order: 'desc' }));
+    const page = await this.#pages.before(first);
     if (this.#ringFilled || this.#closed) return;
     this.#ringFilled = true;
     const fits = page?.head.epoch === epoch && epoch === this.#epoch && first === this.#ring.first;
-    if (fits) this.#ring.prepend(page.frames.reverse());
-  }
-
-  #page(after: number): Promise<{ frames: Frame[]; head: RoomHead } | undefined> {
-    return this.#pageOf(after, () => this.#read({ after, order: 'asc' }));
-  }
-
-  #pageOf(id: number, read: () => Promise<{ frames: Frame[]; head: RoomHead } | undefined>) {
-    let page = this.#pages.get(id);
-    if (!page) {
-      page = read().finally(() => this.#pages.delete(id));
-      this.#pages.set(id, page);
-      this.#deps.metrics.add('log_queries', { purpose: 'replay' });
-    }
-    return page;
-  }
-
-  async #read(range: { after?: number; before?: number; order: 'asc' | 'desc' }) {
-    const page = await this.#deps.log.read(tenantOf(this.key), roomOf(this.key), {
-      limit: MAX_HISTORY_LIMIT,
-      ...range,
-    });
-    return page && { frames: page.events.map(eventFrame), head: page };
+    // A log that lost events meanwhile ends before them.
+    if (fits && page.after + page.frames.length + 1 === first) this.#ring.prepend(page.frames);
   }
 
   #scheduleRepair(ms: number, cause: 'gap' | 'head_check'): void {

@@ -10,6 +10,8 @@ export type { AppendLimits } from './append-lanes.js';
 
 /** Data of the events in one page, in bytes; the last one may go over. */
 const PAGE_BYTES = 512 * 1024;
+/** The same as stored, with at most 4 bytes more for each event of a page. */
+const STORED_BYTES = PAGE_BYTES + 4 * 1024;
 /** Rooms looked up in one statement. */
 const HEADS_MAX = 1000;
 
@@ -77,18 +79,27 @@ export function createEventLog(database: Database, limits: AppendLimits, metrics
     async read(tenant, room, { after = 0, before = Number.MAX_SAFE_INTEGER, limit, order }) {
       const rows = await database.withTenants([tenant], (tx) => {
         const direction = order === 'asc' ? tx`asc` : tx`desc`;
-        // One statement, one snapshot: head, floor and events agree. The running sum ends a page of large events early.
+        // The seqs of a room are consecutive (LOG2), so both ends of the page are known: no plan, however bad, looks at more rows.
+        const from = tx`greatest(r.floor, ${after}::bigint)`;
+        const to = tx`least(r.head + 1, ${before}::bigint)`;
+        const ends =
+          order === 'asc'
+            ? tx`${from}, least(${to}, ${from} + ${limit + 1})`
+            : tx`greatest(${from}, ${to} - ${limit + 1}), ${to}`;
+        // One statement, one snapshot: head, floor and events agree. The running sum ends a page of large events early; the one
+        // of what is stored, which is never more, does so before anything beyond the page is fetched and decompressed.
         return tx<(RoomHead & EventRow)[]>`
           select r.epoch, r.head, r.floor, e.seq, e.mid, e.type, e.data::text as data, e.by::text as by, e.at
           from tutti.rooms r
+          cross join lateral (values (${ends})) as page (low, high)
           left join lateral (
             select * from (
               select e.*, sum(octet_length(e.data::text)) over (order by e.seq ${direction}) - octet_length(e.data::text) as bytes
               from (
-                select * from tutti.events e
-                where e.room_id = r.id and e.seq > greatest(r.floor, ${after}::bigint) and e.seq < ${before}::bigint
-                order by e.seq ${direction} limit ${limit}
-              ) e
+                select e.*, sum(pg_column_size(e.data)) over (order by e.seq ${direction}) - pg_column_size(e.data) as stored
+                from tutti.events e
+                where e.room_id = r.id and e.seq > page.low and e.seq < page.high
+              ) e where e.stored < ${STORED_BYTES}
             ) e where e.bytes < ${PAGE_BYTES}
           ) e on true
           where r.tenant_id = ${tenant} and r.name = ${room}

@@ -66,6 +66,38 @@ describe('feeds', () => {
     ]);
   });
 
+  test('[RES1] a reader in replay outlasts a log that is away for 25 s, on the same connection; after 30 s it is told to come back', async () => {
+    const { clock, rooms, node, publish } = feedWorld(17, { gateways: 1, feedLimits: { ...limits, ringBytes: 500 } });
+    for (let i = 0; i < 40; i += 1) void publish(0, `m${i}`);
+    await clock.run(100);
+    const join = (id: string) => {
+      const reader = new Reader(rooms, new SimViewer(id, node(0).outlet));
+      reader.join(node(0));
+      return reader;
+    };
+    // The room is open: it takes no look at the log to join.
+    void node(0).feeds.join(key, new SimViewer('live', node(0).outlet), 'latest', () => {});
+    await clock.run(100);
+    node(0).line.away = true;
+    const first = join('first');
+    await clock.run(25_000);
+    expect(first.attached).toBe(true);
+    first.take();
+    expect(first.texts).toHaveLength(0);
+    node(0).line.away = false;
+    await clock.run(2500);
+    first.take();
+    expect([first.texts.length, first.resyncs, first.viewer.closed]).toEqual([40, 0, undefined]);
+
+    const second = join('second');
+    node(0).line.away = true;
+    await clock.run(29_000);
+    expect(second.viewer.closed).toBeUndefined();
+    await clock.run(4000);
+    expect([first.viewer.closed, second.viewer.closed]).toEqual([undefined, 'overloaded']);
+    expect(node(0).feeds.roomsOf(second.viewer).size).toBe(1); // until the socket has closed
+  });
+
   test('[RES1] a position that is gone is answered with a resync, never with a hole', async () => {
     const { clock, rooms, node, publish } = feedWorld(5);
     for (let i = 0; i < 20; i += 1) void publish(0, `m${i}`);

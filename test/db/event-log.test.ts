@@ -1,8 +1,10 @@
+import postgres from 'postgres';
 import { afterAll, beforeAll, describe, expect, test } from 'vitest';
 import { roomKey } from '../../src/core/keys.js';
 import type { EventLog } from '../../src/core/log.js';
 import type { Database } from '../../src/db/database.js';
 import type { JsonText } from '../../src/protocol/primitives.js';
+import { eventually } from '../support/eventually.js';
 import { freshDatabase } from '../support/postgres.js';
 import { Counts, event, logOf, opened, readAll } from './opened.js';
 
@@ -202,6 +204,43 @@ describe('read', () => {
     await log.append({ ...event('a', 'large', 'huge'), data: huge });
     expect(await seqs({ limit: 9, order: 'desc' })).toEqual([6]);
   });
+
+  test('[LIM6] a page costs the page: in a long room that Postgres has no statistics of no other rows are looked at', async () => {
+    const [events, pages, limit] = [20_000, 20, 250];
+    const { id } = await database.withTenants(['c'], async (tx) => {
+      const [room] = await tx<{ id: number }[]>`
+        insert into tutti.rooms (tenant_id, name, epoch, head) values ('c', 'long', 'e', ${events}) returning id`;
+      if (!room) throw new Error('no room');
+      await tx`insert into tutti.events (room_id, seq, tenant_id, mid, type, data, by, at)
+        select ${room.id}, n, 'c', 'm' || n, 'a', to_json(repeat('x', 600)), '{"kind":"server","id":"s"}', 0
+        from generate_series(1, ${events}::integer) n`;
+      return room;
+    });
+    const server = postgres(fresh.url, { max: 1, onnotice: () => undefined });
+    const lookedAt = async () => {
+      const [row] = await server<{ rows: number }[]>`
+        select (coalesce(idx_tup_fetch, 0) + coalesce(seq_tup_read, 0))::float8 as rows
+        from pg_stat_user_tables where schemaname = 'tutti' and relname = 'events'`;
+      return row?.rows ?? 0;
+    };
+    try {
+      expect(id).toBeGreaterThan(0);
+      const before = await lookedAt();
+      for (let n = 0; n < pages; n += 1) {
+        const order = n % 2 ? 'asc' : 'desc';
+        const after = n % 2 ? n * 370 : 0;
+        expect((await log.read('c', 'long', { after, limit, order }))?.events).toHaveLength(limit);
+      }
+      // Sessions tell what they did with their next transaction, where a second has passed.
+      await eventually('it is counted', async () => {
+        await Promise.all(Array.from({ length: 8 }, () => log.heads([roomKey('c', 'long')])));
+        return (await lookedAt()) - before >= pages * limit * 0.9;
+      });
+      expect((await lookedAt()) - before).toBeLessThan(pages * limit * 2);
+    } finally {
+      await server.end({ timeout: 1 });
+    }
+  }, 45_000);
 
   test('[RES1] nothing at or below the floor is read', async () => {
     await Promise.all(Array.from({ length: 5 }, (_, i) => log.append(event('a', 'floored', `m${i}`))));
