@@ -115,6 +115,11 @@ export async function watchRun(
         await pause(clock, RETRY_MS, next);
         continue;
       }
+      if (!lost && view.attempt < attempt) {
+        // The store knew of a retry that this gateway has not heard of: what it has is of the attempt before.
+        await pause(clock, RETRY_MS, next);
+        continue;
+      }
       if (lost || view.attempt > attempt || view.resets !== resets) {
         lost = false;
         resets = view.resets;

@@ -52,6 +52,29 @@ describe('runs', () => {
     expect([streamed.problem, streamed.from?.n]).toEqual([undefined, 5]);
   });
 
+  test('[RUN1] a stream that begins after a retry of which its gateway has not heard gets nothing of the attempt before', async () => {
+    const { run, fence, a, b, clock, fences } = await streaming();
+    a.request(0, () => a.runs.push(worker, { run, fence, n: 0, parts: partsOf(fence, 0, 5) }));
+    await clock.run(20);
+    b.bus.down = true;
+    const error = { code: 'oom', message: 'Out of memory.' };
+    await Promise.all([a.runs.fail(worker, { run, fence, error, retryable: true }), clock.run(100)]);
+    const late = new StreamWitness(run, fences);
+    const watcher = late.watcher(
+      () => true,
+      async () => true,
+    );
+    void b.request(0, () => b.runs.watch(user('u'), run, undefined, watcher, new AbortController().signal));
+    await clock.run(3000);
+    const claimed = a.runs.claim(worker, { models: ['m'], waitMs: 0 }, new AbortController().signal);
+    await clock.run(50);
+    const next = (await claimed)?.fence ?? 0;
+    b.bus.restore();
+    a.request(0, () => a.runs.push(worker, { run, fence: next, n: 0, parts: partsOf(next, 0, 3) }));
+    await clock.run(1500);
+    expect([late.problem, late.from]).toEqual([undefined, { attempt: 2, n: 3 }]);
+  });
+
   test('[RUN1] a stream whose room is erased while it reads the last parts tells no end', async () => {
     const { run, fence, a, b, clock, world, fences } = await streaming();
     a.request(0, () => a.runs.push(worker, { run, fence, n: 0, parts: partsOf(fence, 0, 5) }));
