@@ -5,9 +5,12 @@ import { counters, gauges, histograms } from '../src/core/telemetry.js';
 
 const FOLDER = 'docs/runbooks';
 const ALERTS = 'deploy/prometheus/alerts.yml';
+/** What promtool checks the alerts with. */
+const CASES = 'deploy/prometheus/alerts.test.yml';
 const names = readdirSync(FOLDER).filter((name) => name.endsWith('.md'));
 const files = [...names.map((name) => join(FOLDER, name)), ALERTS];
 const textOf = (file: string): string => readFileSync(file, 'utf8');
+const alertNames = [...textOf(ALERTS).matchAll(/^ *- alert: (\w+)$/gm)].map(([, name = '']) => name);
 
 /** Names as `/metrics` exports them, with their labels. */
 const exported = new Map<string, readonly string[]>([
@@ -102,4 +105,34 @@ test('the index lists every runbook, and every alert has one', () => {
   for (const name of names) if (name !== 'README.md') expect(index).toContain(`(${name})`);
   const alerts = textOf(ALERTS);
   expect(alerts.match(/runbook: /g)?.length).toBe(alerts.match(/- alert: /g)?.length);
+});
+
+describe('the cases of the alerts', () => {
+  const text = textOf(CASES).replaceAll(/^ *#.*\n/gm, '');
+  const cases = [...text.matchAll(/^ +alertname: (\w+)\n +exp_alerts:(?: (\[\])|\n +- exp_labels: )/gm)].map(
+    ([, alert, empty]) => ({ alert, fires: empty === undefined }),
+  );
+
+  test.each(alertNames)('%s fires in one and does not in another', (alert) => {
+    const fires = cases.filter((one) => one.alert === alert).map((one) => one.fires);
+    expect(fires).toContain(true);
+    expect(fires).toContain(false);
+  });
+
+  test('all are read here, and are of alerts that there are', () => {
+    expect(cases.length).toBe(text.match(/eval_time: /g)?.length);
+    for (const { alert } of cases) expect(alertNames).toContain(alert);
+  });
+
+  test('their series have the labels that are exported, and those of a target', () => {
+    const series = [...text.matchAll(/series: '(tutti_[a-z_]+)\{([^}]*)\}'/g)];
+    expect(series.length).toBeGreaterThan(alertNames.length);
+    for (const [whole, name = '', labels = ''] of series) {
+      const own = exported.get(name);
+      expect(own, whole).toBeDefined();
+      const given = [...labels.matchAll(/(\w+)="/g)].map(([, label = '']) => label);
+      const wanted = ['job', 'instance', ...(own ?? []), ...(name.endsWith('_bucket') ? ['le'] : [])];
+      expect(given.toSorted(), whole).toEqual(wanted.toSorted());
+    }
+  });
 });
