@@ -71,6 +71,10 @@ export const gauges = {
   ring_bytes: { help: 'Length of the recent events in memory, in UTF-16 units.', labels: [] },
   append_queue: { help: 'Events waiting for a commit.', labels: [] },
   append_queue_bytes: { help: 'Length of the events waiting for a commit, in UTF-16 units.', labels: [] },
+  append_failing_seconds: {
+    help: 'How long appends, of some rooms or of all, have been tried and not committed, in s; 0 where they are, or nobody appends.',
+    labels: [],
+  },
   claims_waiting: { help: 'Workers waiting for a run.', labels: [] },
   database_busy: { help: 'Connections to Postgres in use, those of append lanes left out.', labels: [] },
   database_waiting: { help: 'Transactions waiting for a connection to Postgres.', labels: [] },

@@ -59,6 +59,7 @@ export class AppendLanes {
     this.#idle = [...this.#lanes];
     metrics.gauge('append_queue', () => this.#load.events);
     metrics.gauge('append_queue_bytes', () => this.#load.length);
+    metrics.gauge('append_failing_seconds', () => (this.#failingMs() ?? 0) / 1000);
   }
 
   append(event: Append): Promise<Appended> {
@@ -85,8 +86,13 @@ export class AppendLanes {
 
   /** Since when some lane commits nothing though it tries to, ms since the Unix epoch; `undefined` where all do. */
   failingSince(): number | undefined {
-    const since = this.#lanes.flatMap((lane) => lane.failingSince() ?? []);
-    return since.length > 0 ? Math.min(...since) : undefined;
+    const ms = this.#failingMs();
+    return ms === undefined ? undefined : Date.now() - ms;
+  }
+
+  #failingMs(): number | undefined {
+    const longest = Math.max(...this.#lanes.map((lane) => lane.failingMs() ?? -1));
+    return longest < 0 ? undefined : longest;
   }
 
   async drain(): Promise<void> {
@@ -130,7 +136,7 @@ export class AppendLanes {
     await lane.settle(batch.events);
     this.#lastBatchMs = performance.now() - began;
     // Lanes that have nothing to commit do not learn by themselves that commits succeed again.
-    if (lane.failingSince() === undefined) for (const other of this.#idle) other.forgive();
+    if (lane.failingMs() === undefined) for (const other of this.#idle) other.forgive();
     this.#idle.push(lane);
     batch.done();
     this.#schedule();
@@ -184,7 +190,7 @@ class Lane {
   readonly #answer: (waiting: Waiting, answer: Answer) => void;
   readonly #metrics: Metrics;
   readonly #log: Logger;
-  /** Attempts that failed since the last one that did not: begin of the first by the wall clock, end of the last by the monotonic one. */
+  /** Attempts that failed since the last one that did not: begin of the first and end of the last, by the monotonic clock. */
   #failing: { since: number; last: number } | undefined;
 
   constructor(commit: Commit, answer: (waiting: Waiting, answer: Answer) => void, metrics: Metrics, log: Logger) {
@@ -194,9 +200,11 @@ class Lane {
     this.#log = log;
   }
 
-  failingSince(): number | undefined {
-    const old = this.#failing === undefined || performance.now() - this.#failing.last > FAILURE_KEPT_MS;
-    return old ? undefined : this.#failing?.since;
+  /** For how long it has committed nothing though it tries to, in ms; `undefined` where it does. */
+  failingMs(): number | undefined {
+    const now = performance.now();
+    if (this.#failing === undefined || now - this.#failing.last > FAILURE_KEPT_MS) return undefined;
+    return now - this.#failing.since;
   }
 
   forgive(): void {
@@ -224,8 +232,7 @@ class Lane {
           await this.#bisect(open, error);
           return;
         }
-        const last = performance.now();
-        this.#failing = { since: this.#failing?.since ?? Date.now() - (last - began), last };
+        this.#failing = { since: this.#failing?.since ?? began, last: performance.now() };
         this.#log.warn({ code: codeOf(error), events: open.length, err: error }, 'append failed, sending it again');
         await sleep(backoffMs * (0.5 + Math.random() / 2));
         backoffMs = Math.min(BACKOFF_MAX_MS, backoffMs * 2);

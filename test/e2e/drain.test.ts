@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto';
 import connectTo from 'postgres';
 import { afterEach, expect, test } from 'vitest';
+import { metric } from '../failover/metric.js';
 import { RawClient } from '../realtime/stage.js';
 import { connect } from '../support/client.js';
 import { eventually } from '../support/eventually.js';
@@ -312,6 +313,7 @@ test('[OPS1] while Postgres is read-only: /readyz stays 200 and says that nothin
   const since = Date.parse(/since (\S+)\.$/.exec(body.degraded[0] ?? '')?.[1] ?? '');
   expect(since).toBeGreaterThanOrEqual(from - 1000);
   expect(since).toBeLessThanOrEqual(Date.now());
+  expect(await metric(gateway.url, 'append_failing_seconds')).toBeGreaterThan(0.3);
   const late = await client(gateway, await userToken('late'));
   await late.call('room.join', { room: 'lobby', from: 'start' });
   expect(await late.waitFor('event')).toMatchObject({ mid: 'm1' });
@@ -321,6 +323,7 @@ test('[OPS1] while Postgres is read-only: /readyz stays 200 and says that nothin
   await sql`select pg_reload_conf()`;
   await eventually('commits again', async () => (await ann.ask('event.publish', chat('m2'))).ok);
   expect(await readiness()).toEqual(well);
+  expect(await metric(gateway.url, 'append_failing_seconds')).toBe(0);
 });
 
 test('[OPS1] no log line holds a token, a key or the body of a message, at the finest level and in every fault', async () => {
