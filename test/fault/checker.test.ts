@@ -215,6 +215,12 @@ const broken: Record<Rule, Record<string, Entry[]>> = {
   },
   prefix: {
     'other bytes': change(run, { 0: 'chunk', 5: 3 }, ['chunk', s(1.2), 'carl', 'run', 1, 3, part(2)]),
+    'more than a killed worker wrote down': [
+      ...change(without(without(run, 'ran'), 'end'), { 0: 'work' }),
+      ['fault', s(2), 1, 'worker-kill', 'w1'],
+      ['end', s(3), 'carl', 'run', 'failed', digestOf('')],
+      ran('failed', 1, digestOf('')),
+    ],
     'more than the worker made': change(run, { 0: 'chunk', 5: 3 }, ['chunk', s(1.2), 'carl', 'run', 1, 4, part(3)]),
     'of another attempt': change(
       run,
@@ -288,6 +294,14 @@ const broken: Record<Rule, Record<string, Entry[]>> = {
       ['heal', s(2.5), 1],
       ['end', s(30), 'carl', 'run', 'failed', part(3)],
       ran('failed', 1, part(3)),
+    ],
+    'too long after several were killed, whatever file comes last': [
+      ['claim', s(1.9), 'w3', 'run', 2, 2],
+      ...without(without(run, 'ran'), 'end'),
+      ['fault', s(2), 1, 'worker-kill', 'w4 w3'],
+      ['heal', s(2), 1],
+      ['end', s(30), 'carl', 'run', 'failed', digestOf('')],
+      ran('failed', 2, digestOf('')),
     ],
   },
   fence: {
@@ -599,15 +613,6 @@ describe('what was promised nobody is no violation', () => {
         ['chunk', s(17), 'carl', 'run', 2, 1, digestOf('else')],
         ['end', s(18), 'carl', 'run', 'completed', digestOf('else')],
         ran('completed', 2, digestOf('else')),
-      ],
-    ],
-    'a part that a killed worker had no time to write down': [
-      [
-        ...change(without(without(run, 'ran'), 'end'), { 0: 'work' }),
-        ['fault', s(2), 1, 'worker-kill', 'w1'],
-        ['heal', s(2), 1],
-        ['end', s(3), 'carl', 'run', 'failed', part(1)],
-        ran('failed', 1, part(1)),
       ],
     ],
     'slow while the next fault is active': [

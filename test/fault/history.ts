@@ -1,4 +1,4 @@
-import { createReadStream, createWriteStream, type WriteStream } from 'node:fs';
+import { closeSync, createReadStream, createWriteStream, openSync, type WriteStream, writeFileSync } from 'node:fs';
 import { createInterface } from 'node:readline';
 
 /**
@@ -56,7 +56,7 @@ export type Entry =
   | ['wrote', t: number, worker: string, run: string, fence: number]
 
   // Faults. `heal` is when the injector had put everything back. The target of `gateway-…` and `…-blackhole` is a gateway as in
-  // `join`, of `worker-…` a worker as in `claim`, of `client-…` names of clients with blanks between them; of a storm it is none.
+  // `join`, of `worker-…` workers as in `claim`, of `client-…` clients, with blanks between the names; of a storm it is none.
   | ['fault', t: number, id: number, kind: string, target: string]
   | ['heal', t: number, id: number]
 
@@ -83,8 +83,15 @@ export const isOfStorm = (reader: string): boolean => /^[a-z0-9]+-w\d/.test(read
 /** µs of the machine's monotonic clock. */
 export const monotonic = (): number => Number(process.hrtime.bigint() / 1000n);
 
-/** Writes one process's share of a history. */
-export class HistoryWriter {
+/** Where one process's share of a history goes. */
+export interface History {
+  write(entry: Entry): void;
+  /** Resolves when everything is in the file. */
+  close(): Promise<void>;
+}
+
+/** Writes a history in pieces, as it comes to it: what it had not written is lost with a killed process. */
+export class HistoryWriter implements History {
   readonly #stream: WriteStream;
 
   constructor(file: string) {
@@ -95,12 +102,31 @@ export class HistoryWriter {
     this.#stream.write(`${JSON.stringify(entry)}\n`);
   }
 
-  /** Resolves when everything is in the file. */
   close(): Promise<void> {
     return new Promise((resolve, reject) => {
       this.#stream.once('error', reject);
       this.#stream.end(() => resolve());
     });
+  }
+}
+
+/**
+ * The history of a process that SIGKILL may hit at any moment: an entry is with the kernel when `write` returns. So whatever
+ * such a process does after it wrote something down is in its history. Only the entry that it was writing may be cut short.
+ */
+export class WriteAheadHistory implements History {
+  readonly #file: number;
+
+  constructor(file: string) {
+    this.#file = openSync(file, 'w');
+  }
+
+  write(entry: Entry): void {
+    writeFileSync(this.#file, `${JSON.stringify(entry)}\n`);
+  }
+
+  async close(): Promise<void> {
+    closeSync(this.#file);
   }
 }
 

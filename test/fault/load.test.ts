@@ -83,7 +83,7 @@ test('a load process: every client, every fault of a client, and a history that 
     const { joined, readers, runsEnded } = load.status ?? { joined: 0, readers: 1, runsEnded: 0 };
     return joined === readers && runsEnded > 0;
   });
-  const faults = ['cut 8', 'half-open 4', 'slow 3 5000', 'duplicate 2', 'poison', 'worker-kill', 'worker-stop 5000'];
+  const faults = ['cut 8', 'half-open 4', 'slow 3 5000', 'duplicate 2', 'poison'];
   const writer = new HistoryWriter(tables);
   writer.write(['fault', monotonic(), 1, 'client', 'all at once']);
   for (const command of [...faults, 'two-workers', `flood ${tenants[0]?.id} 500`, 'storm 60', 'two-workers']) {
@@ -95,8 +95,6 @@ test('a load process: every client, every fault of a client, and a history that 
   await eventually('all of it is over', () => all.every((name) => load.outcomes.has(name)));
   for (const name of all) expect(load.outcomes.get(name)?.hit, name).not.toEqual([]);
   expect(load.outcomes.get('flood')).toMatchObject({ refused: { rate_limited: expect.any(Number) } });
-  const killed = load.outcomes.get('worker-kill');
-  writer.write(['fault', killed?.at ?? 0, 2, 'worker-kill', killed?.hit[0] ?? '']);
   writer.write(['heal', monotonic(), 1]);
   load.say('quiet');
   const quiet = await eventually('quiet', () => load.status?.phase === 'quiet' && load.status);

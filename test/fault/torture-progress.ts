@@ -23,7 +23,7 @@ export function sumOf(loads: readonly Load[]) {
  */
 export function showProgress(
   minutes: number,
-  loads: readonly Load[],
+  sums: () => ReturnType<typeof sumOf>,
   faults: FaultRun,
   wrong: () => number,
 ): () => void {
@@ -33,7 +33,7 @@ export function showProgress(
   let seconds = 0;
   const show = () => {
     seconds += 1;
-    const { acked, received, runsEnded, behind } = sumOf(loads);
+    const { acked, received, runsEnded, behind } = sums();
     const elapsed = Math.round((monotonic() - began) / 1e6);
     const words = [
       `${clock(elapsed)} of ${clock(minutes * 60)}`,

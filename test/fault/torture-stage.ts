@@ -8,8 +8,11 @@ import { POISON_SQL } from './load/publisher.js';
 import type { TortureOptions } from './torture-options.js';
 import { startWorld } from './world.js';
 import { type Load, startLoad } from './world-load.js';
+import { startWorkerProcesses } from './world-workers.js';
 
 export const LOADS = 2;
+/** Processes of workers only: what is killed or frozen is one of them, and others are left. */
+export const WORKER_PROCESSES = 2;
 const TENANTS = 4;
 const ROOMS_PER_TENANT = 6;
 /** Rooms of each tenant that the sockets of storms read, and events per second over all of them while no storm is on. */
@@ -27,9 +30,9 @@ const MiB = 2 ** 20;
 
 /** Installation, load and faults of one run. */
 export interface TortureStage extends Stage {
-  /** All load processes. */
+  /** All load processes that run now. */
   readonly everybody: readonly Load[];
-  /** Files the load processes write. */
+  /** Files the load processes write, those that were killed among them. */
   readonly histories: readonly string[];
   /** What was asked for and can be had here. */
   readonly faults: readonly Fault[];
@@ -61,8 +64,7 @@ export async function setStage(options: TortureOptions, histories: string): Prom
     await world.asSuperuser((sql) => sql.unsafe(POISON_SQL));
     mkdirSync(histories, { recursive: true });
     const loads: Load[] = [];
-    const everybody: Load[] = [];
-    ends.push(() => Promise.all(everybody.map((load) => load.end())));
+    ends.push(() => Promise.all(loads.map((load) => load.end())));
     const gateways = world.seats.map(({ name, url }) => ({ name, url }));
     for (let n = 1; n <= LOADS; n++) {
       const name = `load${n}`;
@@ -77,8 +79,14 @@ export async function setStage(options: TortureOptions, histories: string): Prom
         tenants: [...world.tenants],
       });
       loads.push(load);
-      everybody.push(load);
     }
+    const workers = await startWorkerProcesses(WORKER_PROCESSES, histories, {
+      ...WORKERS,
+      seed: options.seed * 100 + 50,
+      gateways,
+      tenants: [...world.tenants],
+    });
+    ends.push(() => workers.end());
     const crowd = await startLoad({
       ...CROWD,
       name: 'crowd',
@@ -88,10 +96,11 @@ export async function setStage(options: TortureOptions, histories: string): Prom
       // The same names for all tenants.
       tenants: world.tenants.map((tenant) => ({ ...tenant, rooms: crowdRooms })),
     });
-    everybody.push(crowd);
+    ends.push(() => crowd.end());
     const stage: Stage = {
       world,
       loads,
+      workers,
       crowd,
       previous: previous?.main,
       noPrevious: previous
@@ -103,8 +112,12 @@ export async function setStage(options: TortureOptions, histories: string): Prom
     const reason = (fault: Fault) => fault.impossible?.(stage);
     return {
       ...stage,
-      everybody,
-      histories: everybody.map(({ name }) => join(histories, `${name}.jsonl`)),
+      get everybody() {
+        return [...loads, ...workers.running, crowd];
+      },
+      get histories() {
+        return [...[...loads, crowd].map(({ name }) => join(histories, `${name}.jsonl`)), ...workers.histories];
+      },
       faults: chosen.filter((fault) => reason(fault) === undefined),
       leftOut: [
         ...chosen.flatMap((fault) => (reason(fault) === undefined ? [] : [`${fault.kind}: ${reason(fault)}`])),
@@ -138,13 +151,16 @@ const loadShare = ({ rate }: TortureOptions) => ({
   viewers: TENANTS * ROOMS_PER_TENANT,
   runStreams: TENANTS / 2,
   workers: TENANTS,
-  httpWorkers: TENANTS / 2,
-  sdkWorkers: TENANTS / 2,
+  httpWorkers: 0,
+  sdkWorkers: 0,
   ratePerSecond: rate / LOADS,
   runsPerSecond: RUNS_PER_SECOND / LOADS,
   window: 64,
   payloadBytes: PAYLOAD_BYTES,
 });
+
+/** What each process of workers does. */
+const WORKERS = { workers: TENANTS, httpWorkers: TENANTS / 2, sdkWorkers: TENANTS / 2 };
 
 const crowdRooms = Array.from({ length: CROWD_ROOMS }, (_, n) => `crowd-${n + 1}`);
 
@@ -174,12 +190,12 @@ const fewerSockets = (wanted: number, fits: number) =>
   `client-storm: ${(wanted - fits).toLocaleString('en')} of ${wanted.toLocaleString('en')} sockets, as a process may open only ${openFiles().toLocaleString('en')} files (\`ulimit -n\`)`;
 
 /** Looks after the processes, and puts what they must not do into `wrong`. @returns what ends it. */
-export function watch({ world, everybody }: TortureStage, wrong: string[]): () => Promise<void> {
+export function watch(stage: TortureStage, wrong: string[]): () => Promise<void> {
   const over = new AbortController();
   const look = async () => {
     while (!over.signal.aborted) {
-      for (const seat of world.seats) wrong.push(...(await seat.inspect()));
-      for (const { died } of everybody) if (died !== undefined && !wrong.includes(died)) wrong.push(died);
+      for (const seat of stage.world.seats) wrong.push(...(await seat.inspect()));
+      for (const { died } of stage.everybody) if (died !== undefined && !wrong.includes(died)) wrong.push(died);
       await sleep(INSPECT_MS, undefined, { signal: over.signal }).catch(() => undefined);
     }
   };

@@ -9,7 +9,7 @@ import { type FaultRun, runFaults } from './torture-faults.js';
 import { isLong, replayCommand, type TortureOptions, tortureOptions, USAGE } from './torture-options.js';
 import { showProgress, sumOf } from './torture-progress.js';
 import { scheduleFaults } from './torture-schedule.js';
-import { LOADS, setStage, settle, type TortureStage, watch } from './torture-stage.js';
+import { LOADS, setStage, settle, type TortureStage, WORKER_PROCESSES, watch } from './torture-stage.js';
 import { writeTables } from './world-tables.js';
 
 /*
@@ -39,11 +39,18 @@ async function suffer(
     fromMs: WARM_UP_MS,
     toMs: minutes * 60_000 - COOL_DOWN_MS,
   });
-  say(`${schedule.length} faults in ${minutes} min, seed ${seed}, ${gateways} gateways, ${LOADS} load processes`);
+  say(
+    `${schedule.length} faults in ${minutes} min, seed ${seed}, ${gateways} gateways, ${LOADS} load processes, ${WORKER_PROCESSES} of workers`,
+  );
   const run = runFaults(schedule, stage.faults, stage, history);
   interrupted.addEventListener('abort', () => run.stop());
   const endWatch = watch(stage, wrong);
-  const hide = showProgress(minutes, stage.everybody, run, () => wrong.length);
+  const hide = showProgress(
+    minutes,
+    () => sumOf(stage.everybody),
+    run,
+    () => wrong.length,
+  );
   await sleep(minutes * 60_000, undefined, { signal: interrupted }).catch(() => undefined);
   await run.finished;
   await settle(stage.everybody, wrong);

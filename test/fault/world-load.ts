@@ -1,8 +1,8 @@
-import { type ChildProcess, spawn } from 'node:child_process';
 import { resolve } from 'node:path';
 import { createInterface } from 'node:readline';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { z } from 'zod';
+import { own } from '../support/owned.js';
 import type { Outcome } from './load/client-faults.js';
 import type { LoadOptions } from './load/config.js';
 import type { StormCut, StormReport } from './load/storm.js';
@@ -25,6 +25,11 @@ const statusLine = z.object({
   /** Readers that are joined, of all that mean to be. */
   joined: z.number(),
   readers: z.number(),
+  /** Writes of its workers under old fences that were refused. */
+  fenced: z.number(),
+  /** Names of its workers, and how many runs they have in hand. */
+  workers: z.array(z.string()),
+  inHand: z.number(),
 });
 export type LoadStatus = z.infer<typeof statusLine>;
 
@@ -46,6 +51,12 @@ export interface Load {
   readonly status: LoadStatus;
   /** Why its history is not whole: it ended without having been told to, or did not when it was. */
   readonly died: string | undefined;
+  /** SIGSTOP and SIGCONT. */
+  signal(name: 'SIGSTOP' | 'SIGCONT'): void;
+  /** SIGKILL, as a fault: it has not died of itself. Only of one that writes its history ahead. Resolves when it is gone. */
+  kill(): Promise<void>;
+  /** A status of now. @throws Error as `order`. */
+  ask(): Promise<LoadStatus>;
   /** One command on its standard input. */
   say(line: string): void;
   /**
@@ -77,33 +88,35 @@ const NONE: LoadStatus = {
   runsOpen: 0,
   joined: 0,
   readers: 0,
+  fenced: 0,
+  workers: [],
+  inHand: 0,
 };
 const END_MS = 20_000;
 /** Longer than any command takes, in ms. */
 const ORDER_MS = 60_000;
 
-/** Starts one; resolves with its first status line. It ends with this process: its standard input ends then. */
+/** What `own` makes of an end by SIGKILL. */
+const KILLED = 137;
+
+/** Starts one; resolves with its first status line. It ends with this process, also while it is stopped. */
 export function startLoad(config: LoadOptions): Promise<Load> {
   const { name } = config;
-  const child: ChildProcess = spawn(process.execPath, ['--import', 'tsx', program], {
+  const child = own(process.execPath, ['--import', 'tsx', program], {
     cwd: root,
     env: { ...process.env, LOAD_CONFIG: JSON.stringify(config) },
-    detached: true,
-    stdio: ['pipe', 'pipe', 'pipe'],
+    input: true,
   });
   let status = NONE;
-  let told = false;
+  /** The exit code it was told to end with. */
+  let told: number | undefined;
   let died: string | undefined;
   let errors = '';
-  child.stderr?.on('data', (chunk: Buffer) => {
+  child.stderr.on('data', (chunk: Buffer) => {
     errors = (errors + chunk.toString()).slice(-16_384);
   });
-  child.stdin?.on('error', () => undefined);
-  const exited = new Promise<void>((done) => {
-    child.once('exit', (code, signal) => {
-      if (!told || code !== 0) died ??= `load ${name} ended with ${code ?? signal}: ${errors}`;
-      done();
-    });
+  const exited = child.exited.then((code) => {
+    if (code !== told) died ??= `load ${name} ended with ${code}: ${errors}`;
   });
   const listeners = new Set<(line: unknown) => void>();
   /** The next line of a form. */
@@ -118,6 +131,13 @@ export function startLoad(config: LoadOptions): Promise<Load> {
       listeners.add(listener);
       void exited.then(() => reject(new Error(died ?? `load ${name} has ended`)));
     });
+  const answered = async <T>(line: string, answer: Promise<T>): Promise<T> => {
+    answer.catch(() => undefined);
+    load.say(line);
+    const told = await Promise.race([answer, sleep(ORDER_MS, undefined, { ref: false })]);
+    if (told === undefined) throw new Error(`load ${name} did not answer "${line}"`);
+    return told;
+  };
   const load: Load = {
     name,
     get status() {
@@ -126,15 +146,17 @@ export function startLoad(config: LoadOptions): Promise<Load> {
     get died() {
       return died;
     },
-    say: (line) => void child.stdin?.write(`${line}\n`),
+    signal: (signal) => child.signal(signal),
+    async kill() {
+      told ??= KILLED;
+      child.signal('SIGKILL');
+      await exited;
+    },
+    ask: () => answered('status', next(statusLine)),
+    say: (line) => void child.stdin.write(`${line}\n`),
     async order(line) {
       const [did = ''] = line.split(' ');
-      const answer = next(outcome.refine((one) => one.did === did));
-      answer.catch(() => undefined);
-      load.say(line);
-      const told = await Promise.race([answer, sleep(ORDER_MS, undefined, { ref: false })]);
-      if (!told) throw new Error(`load ${name} did not answer "${line}"`);
-      const { note, ...rest } = told;
+      const { note, ...rest } = await answered(line, next(outcome.refine((one) => one.did === did)));
       return note === undefined ? rest : { ...rest, note };
     },
     async storm(count) {
@@ -145,11 +167,11 @@ export function startLoad(config: LoadOptions): Promise<Load> {
       return { ...(await cut), back };
     },
     async end(patienceMs = END_MS) {
-      told = true;
+      told ??= 0;
       load.say('stop');
       const timer = setTimeout(() => {
         died ??= `load ${name} did not end within ${patienceMs / 1000} s of being told to, so its history is cut short: ${errors}`;
-        child.kill('SIGKILL');
+        child.signal('SIGKILL');
       }, patienceMs);
       await exited;
       clearTimeout(timer);
@@ -157,7 +179,6 @@ export function startLoad(config: LoadOptions): Promise<Load> {
   };
   return new Promise((ready, reject) => {
     void exited.then(() => reject(new Error(died)));
-    if (!child.stdout) return;
     createInterface({ input: child.stdout }).on('line', (line) => {
       const said = parse(line);
       for (const listener of listeners) listener(said);

@@ -1,8 +1,14 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { readdirSync, readFileSync } from 'node:fs';
+import type { Readable, Writable } from 'node:stream';
 
 export interface Owned {
   readonly pid: number;
+  /** Ended, where it was not started with `input`. */
+  readonly stdin: Writable;
+  /** What is read here is in `output`, too. */
+  readonly stdout: Readable;
+  readonly stderr: Readable;
   /** The exit code, or 128 + something for a signal; settles once. */
   readonly exited: Promise<number>;
   readonly running: () => boolean;
@@ -19,6 +25,8 @@ export interface OwnOptions {
   env?: NodeJS.ProcessEnv;
   cwd?: string;
   user?: { uid: number; gid: number } | undefined;
+  /** It is spoken to on its standard input; else that is empty. */
+  input?: boolean;
   /** Sent when this process ends without having ended the child. */
   lastSignal?: 'KILL' | 'QUIT' | 'TERM';
   /** A directory to remove once this process is gone, however it went. */
@@ -34,9 +42,11 @@ export function own(command: string, args: string[], options: OwnOptions = {}): 
     env: options.env ?? process.env,
     cwd: options.cwd,
     detached: true, // a signal to our group (Ctrl-C) must not reach it before we do
-    stdio: ['ignore', 'pipe', 'pipe'],
+    stdio: ['pipe', 'pipe', 'pipe'],
     ...options.user,
   });
+  child.stdin.on('error', () => undefined);
+  if (!options.input) child.stdin.end();
   let output = '';
   const collect = (chunk: Buffer) => {
     output = (output + chunk.toString()).slice(-256 * 1024);
@@ -71,6 +81,9 @@ export function own(command: string, args: string[], options: OwnOptions = {}): 
   };
   return {
     pid,
+    stdin: child.stdin,
+    stdout: child.stdout,
+    stderr: child.stderr,
     exited,
     running: () => !done,
     output: () => output,

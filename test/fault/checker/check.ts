@@ -57,7 +57,7 @@ export async function checkHistory(files: readonly string[], options: CheckOptio
 
   const caughtUpUs = (options.caughtUpMs ?? 10_000) * 1000;
   const readers = new Readers(published, faults, recoveries, findings, { caughtUpUs, mayMove });
-  for (const file of files) await visitEntries(file, whatWasSeen(readers, runs, faults, findings, time));
+  for (const file of files) await visitEntries(file, whatWasSeen(readers, runs, findings, time));
   readers.finish(time.to);
   runs.finish({
     faults,
@@ -128,7 +128,7 @@ function whatWasDone(
   };
 }
 
-function whatWasSeen(readers: Readers, runs: Runs, faults: Faults, findings: Findings, time: Timeline): Visitors {
+function whatWasSeen(readers: Readers, runs: Runs, findings: Findings, time: Timeline): Visitors {
   const show = (t: number, reader: string, run: string) => {
     time.see(t);
     const [owner, tenant] = [runs.tenantOf(run), readers.tenantOf(reader)];
@@ -152,7 +152,7 @@ function whatWasSeen(readers: Readers, runs: Runs, faults: Faults, findings: Fin
     },
     chunk: (entry) => {
       show(entry[1], entry[2], entry[3]);
-      runs.chunk(entry, faults);
+      runs.chunk(entry);
     },
     reset: (entry) => runs.reset(entry),
     end: (entry) => {

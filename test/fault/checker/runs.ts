@@ -8,8 +8,6 @@ import { checkRunEvents, type KnownRun } from './run-events.js';
 import type { Findings } from './verdict.js';
 
 interface Attempt {
-  /** Workers that were given it. */
-  readonly workers: Set<string>;
   /** `digests[n]` is of the first `n` parts; a worker that made them twice may have made them otherwise. */
   readonly digests: (string | Set<string>)[];
   /** When a reader first saw something of it. */
@@ -69,14 +67,12 @@ export class Runs {
   }
 
   claim([, t, worker, id, attempt, fence]: EntryOf<'claim'>): void {
-    this.#attempt(id, attempt).workers.add(worker);
     this.#run(id).claims.push({ t, worker, attempt, fence });
   }
 
-  work([, , worker, id, attempt, n, digests]: EntryOf<'work'>): void {
-    const made = this.#attempt(id, attempt);
-    made.workers.add(worker);
-    for (const [i, digest] of digests.entries()) learn(made.digests, n + i + 1, digest);
+  work([, , , id, attempt, n, digests]: EntryOf<'work'>): void {
+    const made = this.#attempt(id, attempt).digests;
+    for (const [i, digest] of digests.entries()) learn(made, n + i + 1, digest);
   }
 
   wrote([, t, worker, id, fence]: EntryOf<'wrote'>): void {
@@ -97,7 +93,7 @@ export class Runs {
     this.#joins.set(reader, (this.#joins.get(reader) ?? 0) + 1);
   }
 
-  chunk([, t, reader, id, number, next, digest]: EntryOf<'chunk'>, faults: Faults): void {
+  chunk([, t, reader, id, number, next, digest]: EntryOf<'chunk'>): void {
     const run = this.#run(id);
     const attempt = this.#attempt(id, number);
     attempt.seenAt = Math.min(attempt.seenAt, t);
@@ -108,7 +104,7 @@ export class Runs {
       this.#findings.add('run-order', `${reader} had ${view.next} parts of ${id} and then ${next}, without a reset`, t);
     }
     Object.assign(view, { attempt: number, next });
-    if (this.#matches(attempt, next, digest, faults)) return;
+    if (includes(attempt.digests[next], digest)) return;
     this.#findings.add(
       'prefix',
       `${reader} holds ${next} parts of ${id}, attempt ${number}, that its worker did not make`,
@@ -162,6 +158,7 @@ export class Runs {
     const byId = new Map(known);
     checkRunEvents(options.published, (id) => byId.get(id), known, options.mayMove, this.#findings);
     for (const run of this.#runs.values()) {
+      run.claims.sort((a, b) => a.t - b.t); // they come from the files of several processes
       if (run.final && !byId.get(run.id)?.asked) {
         this.#findings.add(
           'run-ghost',
@@ -201,7 +198,7 @@ export class Runs {
     const { attempts } = this.#run(id);
     let attempt = attempts.get(number);
     if (!attempt) {
-      attempt = { workers: new Set(), digests: [EMPTY], seenAt: Number.POSITIVE_INFINITY };
+      attempt = { digests: [EMPTY], seenAt: Number.POSITIVE_INFINITY };
       attempts.set(number, attempt);
     }
     return attempt;
@@ -215,16 +212,6 @@ export class Runs {
       run.views.set(reader, view);
     }
     return view;
-  }
-
-  /** What a killed worker had no time to write down is learned from the first reader; the others must agree. */
-  #matches(attempt: Attempt, next: number, digest: string, faults: Faults): boolean {
-    const made = attempt.digests[next];
-    if (made === undefined && [...attempt.workers].some((worker) => wasKilled(worker, faults))) {
-      learn(attempt.digests, next, digest);
-      return true;
-    }
-    return typeof made === 'object' ? made.has(digest) : made === digest;
   }
 
   /** A run has been asked for also where its asker was never answered. */
@@ -249,7 +236,7 @@ export class Runs {
     }
     const holders = new Map<number, string>();
     let newest = 0;
-    for (const { t, worker, attempt, fence } of [...run.claims].sort((a, b) => a.t - b.t)) {
+    for (const { t, worker, attempt, fence } of run.claims) {
       const holder = holders.get(fence);
       if (holder !== undefined && holder !== worker) {
         this.#findings.add('fence', `${holder} and ${worker} both held ${run.id} under fence ${fence}`, t);
@@ -275,8 +262,7 @@ export class Runs {
     const made = run.attempts.get(final.attempt)?.digests ?? [EMPTY];
     const whole = made.at(-1);
     const among = final.state === 'completed' ? [whole] : made;
-    if (among.some((digest) => (typeof digest === 'object' ? digest.has(final.digest) : digest === final.digest)))
-      return;
+    if (among.some((digest) => includes(digest, final.digest))) return;
     const what = final.state === 'completed' ? 'all' : 'a prefix of what';
     this.#findings.add(
       'run-final',
@@ -302,9 +288,10 @@ export class Runs {
   }
 
   #recover(fault: Fault, options: { faults: Faults; recoveries: Recoveries; recoverUs: number; end: number }): void {
+    const hit = new Set(fault.target.split(' '));
     for (const run of this.#runs.values()) {
       const claim = run.claims.findLast(({ t }) => t <= fault.at);
-      if (!claim || claim.worker !== fault.target || run.endedAt <= fault.at) continue;
+      if (!claim || !hit.has(claim.worker) || run.endedAt <= fault.at) continue;
       let wentOn = run.endedAt;
       for (const [number, { seenAt }] of run.attempts) {
         if (number > claim.attempt) wentOn = Math.min(wentOn, seenAt);
@@ -317,7 +304,7 @@ export class Runs {
       if (options.faults.quiet(fault.healed, fault.at + us) <= options.recoverUs) continue;
       this.#findings.add(
         'run-stuck',
-        `${run.id} of the killed ${fault.target} did not go on for ${us / 1e6} s`,
+        `${run.id} of the killed ${claim.worker} did not go on for ${us / 1e6} s`,
         fault.at,
       );
     }
@@ -326,8 +313,8 @@ export class Runs {
 
 const wishKey = (...of: [tenant: string, room: string, mid: string]): string => of.join('\0');
 
-const wasKilled = (worker: string, faults: Faults): boolean =>
-  faults.all.some(({ kind, target }) => kind.startsWith('worker-kill') && target === worker);
+const includes = (made: string | Set<string> | undefined, digest: string): boolean =>
+  typeof made === 'object' ? made.has(digest) : made === digest;
 
 function learn(digests: (string | Set<string>)[], n: number, digest: string): void {
   const known = digests[n];

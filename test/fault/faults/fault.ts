@@ -1,6 +1,7 @@
 import type { World } from '../world.js';
 import type { Load } from '../world-load.js';
 import type { Seat } from '../world-seat.js';
+import type { WorkerProcesses } from '../world-workers.js';
 
 /** What a fault takes away. Two faults of one part are never on at once; a gateway is a part by itself. */
 export type Part = 'gateway' | 'redis' | 'postgres' | 'clients' | 'workers' | 'tenants';
@@ -9,6 +10,7 @@ export type Part = 'gateway' | 'redis' | 'postgres' | 'clients' | 'workers' | 't
 export interface Stage {
   readonly world: World;
   readonly loads: readonly Load[];
+  readonly workers: WorkerProcesses;
   /** A load process of its own for sockets by the thousand; nothing else is done to its clients. */
   readonly crowd: Load;
   /** `main.js` of the release before; `undefined` where `noPrevious` says why. */

@@ -1,5 +1,6 @@
 import { between, pick } from '../../support/random.js';
 import { type Draw, type Fault, type Injection, NotDone, type Part, type Stage } from './fault.js';
+import { workerFaults } from './workers.js';
 
 /** A fault the load makes of itself, when told, and that is over when the load says so. */
 function told(
@@ -35,9 +36,6 @@ function told(
     },
   };
 }
-
-/** Longer than a worker's lease, so that its run belongs to another when it wakes, in ms. */
-const ZOMBIE_MS = 18_000;
 
 /** About what gathering takes for each socket, see `Storm`, in ms. */
 const GATHER_MS = 2;
@@ -90,16 +88,7 @@ export const peopleFaults = (storm: number): Fault[] => [
     return `duplicate ${between(1, 4, next)}`;
   }),
   clientStorm(storm),
-  told('worker-kill', 'workers', 2, [0, 0], "A dead worker's run goes on or ends in 20 s (RUN2).", () => 'worker-kill'),
-  told(
-    'worker-zombie',
-    'workers',
-    1,
-    [ZOMBIE_MS, ZOMBIE_MS],
-    'A worker that wakes after its lease writes nothing (RUN2).',
-    () => `worker-stop ${ZOMBIE_MS}`,
-    { aloneEvery: 2 },
-  ),
+  ...workerFaults,
   told(
     'worker-twice',
     'workers',

@@ -9,7 +9,7 @@ import { Reader } from './reader.js';
 import { RunViews } from './run-views.js';
 import { Storm, type StormCut, type StormReport } from './storm.js';
 import type { StormReader } from './storm-reader.js';
-import { SocketWorker } from './worker.js';
+import type { SocketWorker } from './worker.js';
 
 /** What became of a command, once it is over. */
 export interface Outcome {
@@ -123,29 +123,6 @@ export class ClientFaults {
   /** One publisher sends, among others, an event that Postgres refuses; see `POISON_SQL`. */
   poison(): Outcome {
     return this.#each(this.#some(this.#crew.publishers, 1), (publisher) => publisher.poison());
-  }
-
-  /** A worker with runs in hand is gone for good; another takes its place. */
-  async workerKill(): Promise<Outcome> {
-    const worker = await this.#workerAtWork();
-    return this.#each(worker ? [worker] : [], (victim) => {
-      const { workers } = this.#crew;
-      victim.kill();
-      const next = new SocketWorker(this.#ledger, {
-        ...victim.options,
-        name: `${this.#config.name}-k${100 + this.#made++}`,
-      });
-      workers.splice(workers.indexOf(victim), 1, next);
-      next.open();
-    });
-  }
-
-  /** A worker with runs in hand is silent for `ms` and then goes on as if nothing had been. */
-  async workerStop(ms: number): Promise<Outcome> {
-    const worker = await this.#workerAtWork();
-    const outcome = this.#each(worker ? [worker] : [], ({ link }) => link.silence(ms));
-    if (worker) await sleep(ms);
-    return { ...outcome, healed: monotonic() };
   }
 
   /** A second connection acts with the claim of a worker. */

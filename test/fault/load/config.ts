@@ -21,6 +21,8 @@ export interface LoadConfig {
   seed: number;
   /** File of this process's history. */
   history: string;
+  /** The process may be killed: nothing leaves it before it is in its history. */
+  writeAhead: boolean;
   gateways: { name: string; url: string }[];
   tenants: LoadTenant[];
   /** Publishers over sockets and over HTTP. */
@@ -49,6 +51,7 @@ export interface LoadConfig {
 
 const DEFAULTS = {
   seed: 1,
+  writeAhead: false,
   publishers: 8,
   httpPublishers: 2,
   readers: 8,

@@ -29,6 +29,11 @@ export class HttpWorker {
     this.#search = ledger.searchFor(options.tenant.id, options.name, 'worker http');
   }
 
+  get name(): string {
+    return this.#options.name;
+  }
+
+  /** Runs in hand. */
   get busy(): number {
     return this.#work ? 1 : 0;
   }

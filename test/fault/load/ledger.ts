@@ -1,5 +1,6 @@
-import { type Entry, HistoryWriter, monotonic } from '../history.js';
+import { type Entry, type History, HistoryWriter, monotonic, WriteAheadHistory } from '../history.js';
 import type { LoadConfig } from './config.js';
+import { Standstill } from './standstill.js';
 
 /** What one process counted; see {@link Status} of the process. */
 export interface Counts {
@@ -33,21 +34,22 @@ export class Ledger {
   };
   /** Runs that were asked for and whose end no reader of this process has seen. */
   readonly openRuns = new Set<string>();
-  readonly #writer: HistoryWriter;
+  readonly standstill = new Standstill(monotonic());
+  readonly #history: History;
   readonly #heads = new Map<string, number>();
   readonly #canaries: { owner: string; canary: string }[];
 
-  constructor(config: Pick<LoadConfig, 'history' | 'tenants'>) {
-    this.#writer = new HistoryWriter(config.history);
+  constructor(config: Pick<LoadConfig, 'history' | 'writeAhead' | 'tenants'>) {
+    this.#history = config.writeAhead ? new WriteAheadHistory(config.history) : new HistoryWriter(config.history);
     this.#canaries = config.tenants.map(({ id, canary }) => ({ owner: id, canary }));
   }
 
   write(entry: Entry): void {
-    this.#writer.write(entry);
+    this.#history.write(entry);
   }
 
   close(): Promise<void> {
-    return this.#writer.close();
+    return this.#history.close();
   }
 
   /** An event at `seq` is known to be in a room. */

@@ -106,12 +106,6 @@ export class Link {
     this.#leave('half-open', (socket) => this.#hang(socket));
   }
 
-  /** Goes silent without closing, and comes back after `ms`. */
-  silence(ms: number): void {
-    this.#afterMs = ms;
-    this.#leave('silent', (socket) => this.#hang(socket));
-  }
-
   /** Reads nothing until the function it gives back is called. */
   pause(): () => void {
     const wire = this.#socket && wireOf(this.#socket);

@@ -32,6 +32,9 @@ export interface Status {
   leaks: number;
   /** Writes under old fences that were refused, as they should be. */
   fenced: number;
+  /** All workers here, and how many runs they have in hand. */
+  workers: string[];
+  inHand: number;
   rssMb: number;
 }
 
@@ -98,6 +101,7 @@ export class Load {
   status(): Status {
     const { counts, openRuns } = this.#ledger;
     const all = [...this.#crew.readers, ...this.#crew.streamReaders, ...this.faults.stormReaders];
+    const workers = [...this.#crew.workers, ...this.#crew.otherWorkers];
     let behind = 0;
     let joined = 0;
     for (const reader of all) {
@@ -114,6 +118,8 @@ export class Load {
       readers: all.length,
       behind,
       runsOpen: openRuns.size,
+      workers: workers.map(({ name }) => name),
+      inHand: workers.reduce((sum, { busy }) => sum + busy, 0),
       rssMb: Math.round(process.memoryUsage.rss() / 1048576),
     };
   }
@@ -143,6 +149,7 @@ export class Load {
 
   #pulse(): void {
     const now = Date.now();
+    this.#ledger.standstill.beat(monotonic());
     const running = this.#phase === 'running';
     this.#publish(running ? this.#publishes.due(now) : 0);
     const { publishers, readers, streamReaders, askers, workers } = this.#crew;

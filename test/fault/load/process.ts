@@ -8,6 +8,7 @@ import { Load } from './load.js';
  * one line of JSON every second, at once when a phase changes, and takes commands on stdin, one a line. A command that hurts
  * somebody is answered once it is over, with an Outcome and its name as `did`:
  *
+ *   status                   prints a Status now
  *   quiet                    nothing new; the phase is `quiet` when everything has its answer and every run its end
  *   stop                     closes, ends the history, exits with 0
  *   cut <n>                  the TCP connections of n clients are gone
@@ -17,11 +18,10 @@ import { Load } from './load.js';
  *   storm <n>                n more readers come, lose their connections at once, come back and go; prints a StormCut, then a StormReport
  *   flood <tenant> <ms>      a tenant publishes as fast as it can, in a room of its own; its Outcome is a FloodReport, too
  *   poison                   one publisher sends an event that Postgres refuses, among others
- *   worker-kill              a worker with a run in hand is gone with all it held
- *   worker-stop <ms>         a worker with a run in hand is silent for so long, then goes on under its old fences
  *   two-workers              a second connection uses the claim of a worker
  *
- * The end of stdin is `stop`: a load process does not outlive who started it.
+ * The end of stdin is `stop`: a load process does not outlive who started it. One that is written ahead (`writeAhead`) may be killed
+ * and stopped by signals at any moment: its history then has all that had left it.
  */
 
 const QUIET_MS = 60_000;
@@ -41,12 +41,11 @@ const faultsByName: Record<string, (...words: string[]) => Outcome | Promise<Out
   duplicate: (n) => faults.duplicate(number(n, 1)),
   flood: (tenant = '', ms) => faults.flood(tenant, number(ms, 2000)),
   poison: () => faults.poison(),
-  'worker-kill': () => faults.workerKill(),
-  'worker-stop': (ms) => faults.workerStop(number(ms, 20_000)),
   'two-workers': () => faults.twoWorkers(),
 };
 
 const commands: Record<string, (...words: string[]) => unknown> = {
+  status: say,
   async quiet() {
     await load.quiet(QUIET_MS);
     say();

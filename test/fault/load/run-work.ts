@@ -37,7 +37,9 @@ export class RunWork {
     this.sent = committed;
     const count = PARTS_MIN + (Number.parseInt(run.id.slice(-4), 16) % (PARTS_MAX - PARTS_MIN));
     this.parts = withTools(scoreOf(`${canary} ${run.id.slice(-6)}.${attempt}`, count), run.id.slice(-6));
-    ledger.write(['claim', monotonic(), worker, run.id, attempt, fence]);
+    const now = monotonic();
+    const ageUs = run.startedAt === undefined ? 0 : (Date.now() - run.startedAt) * 1000;
+    ledger.write(['claim', ledger.standstill.given(now, ageUs), worker, run.id, attempt, fence]);
   }
 
   get complete(): boolean {

@@ -20,6 +20,11 @@ export class SdkWorker {
     this.#options = options;
   }
 
+  get name(): string {
+    return this.#options.name;
+  }
+
+  /** Runs in hand. */
   get busy(): number {
     return this.#busy;
   }

@@ -55,10 +55,6 @@ export class SocketWorker {
     return this.#options.name;
   }
 
-  get options(): WorkerOptions {
-    return this.#options;
-  }
-
   /** Runs in hand. */
   get busy(): number {
     return this.#held.size;
@@ -72,13 +68,6 @@ export class SocketWorker {
   tick(now: number): void {
     const oldest = this.#unanswered.values().next().value;
     if (oldest && now - oldest.since > this.#options.answerMs) this.#link.lose('no answer');
-  }
-
-  /** As SIGKILL looks from outside: the connection is gone, and so is all it held. */
-  kill(): void {
-    this.#dead = true;
-    this.#link.cut();
-    this.close();
   }
 
   close(): void {
@@ -161,7 +150,7 @@ export class SocketWorker {
     const sentAt = monotonic();
     const answer = await this.#ask('run.heartbeat', { run: work.run, fence: work.fence });
     if (answer?.ok) work.accepted(sentAt, answer);
-    else if (answer) work.refused(answer.error);
+    else if (answer && !answer.error.retryable) work.over = true;
   }
 
   async #perform(work: RunWork): Promise<void> {
