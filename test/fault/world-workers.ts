@@ -16,7 +16,7 @@ export interface WorkerProcesses {
   readonly histories: readonly string[];
   /** One with a run in hand at this moment, as soon as there is one; `next` draws which. */
   atWork(next: () => number): Promise<{ process: Load; status: LoadStatus } | undefined>;
-  /** Kills one with all it holds. */
+  /** Kills one with all it holds. @throws Error where it had died already. */
   kill(process: Load): Promise<void>;
   /** Starts one more, under a name that no other has had: whoever it was before is gone for good. */
   start(): Promise<void>;
@@ -67,6 +67,7 @@ export async function startWorkerProcesses(
     async kill(process) {
       running.splice(running.indexOf(process), 1);
       await process.kill();
+      if (process.died !== undefined) throw new Error(process.died);
     },
     start,
     end,
