@@ -5,6 +5,7 @@ import postgres from 'postgres';
 import { afterAll, expect, test } from 'vitest';
 import { sleep, startPair, Undo } from '../e2e/run-stage.js';
 import { eventually } from '../support/eventually.js';
+import { own } from '../support/owned.js';
 import { freshDatabase } from '../support/postgres.js';
 import { random } from '../support/random.js';
 import { checkHistory } from './checker/check.js';
@@ -37,6 +38,19 @@ async function entriesOf(file: string): Promise<Entry[]> {
   return entries;
 }
 
+test('what a process wrote ahead is in its history, though it is killed before it does anything else', async () => {
+  const scratch = undo.add(mkdtempSync(join(tmpdir(), 'tutti-ahead-')), (dir) => rmSync(dir, { recursive: true }));
+  const file = join(scratch, 'ahead.jsonl');
+  const program = `
+    const { WriteAheadHistory } = await import(${JSON.stringify(new URL('history.ts', import.meta.url).href)});
+    const history = new WriteAheadHistory(${JSON.stringify(file)});
+    for (let n = 0; n < 3; n++) history.write(['heal', n, n]);
+    process.kill(process.pid, 'SIGKILL');`;
+  const child = own(process.execPath, ['--import', 'tsx', '--input-type=module', '--eval', program]);
+  expect(await child.exited, child.output()).toBe(137);
+  expect(await entriesOf(file)).toEqual([0, 1, 2].map((n) => ['heal', n, n]));
+});
+
 test('a fault of workers without a run in hand is not done', async () => {
   const idle = { atWork: async () => undefined } as unknown as Stage['workers'];
   for (const { kind } of workerFaults) await expect(inject(kind, idle), kind).rejects.toThrow(NotDone);
@@ -67,8 +81,8 @@ test('[RUN2] SIGKILL and SIGSTOP of worker processes: runs go on, what wakes lat
   await eventually('runs end', () => asks.status.runsEnded > 3);
 
   const [killedFile = ''] = workers.histories;
-  const own = join(scratch, 'own.jsonl');
-  const writer = new HistoryWriter(own);
+  const faults = join(scratch, 'faults.jsonl');
+  const writer = new HistoryWriter(faults);
   const note = (id: number, kind: string, { at = 0, healed = 0, target = '' }: Injection) => {
     writer.write(['fault', at, id, kind, target]);
     writer.write(['heal', healed, id]);
@@ -101,7 +115,7 @@ test('[RUN2] SIGKILL and SIGSTOP of worker processes: runs go on, what wakes lat
   await writeTables(sql, (entry) => writer.write(entry));
   await Promise.all([writer.close(), sql.end()]);
 
-  const files = [own, seen, ...workers.histories];
+  const files = [faults, seen, ...workers.histories];
   const { violations, recoveries, counts } = await checkHistory(files);
   expect(violations).toEqual([]);
   expect(counts.runs).toBeGreaterThan(10);
