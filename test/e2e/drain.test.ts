@@ -1,11 +1,11 @@
 import { randomBytes } from 'node:crypto';
 import connectTo from 'postgres';
 import { afterEach, expect, test } from 'vitest';
-import { metric } from '../failover/metric.js';
 import { RawClient } from '../realtime/stage.js';
 import { connect } from '../support/client.js';
 import { eventually } from '../support/eventually.js';
 import { type GatewayProcess, startGateway } from '../support/gateway.js';
+import { metric } from '../support/metric.js';
 import { startPostgres } from '../support/postgres.js';
 import { startProxy } from '../support/proxy.js';
 import { startRedis } from '../support/redis.js';

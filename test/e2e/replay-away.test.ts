@@ -1,8 +1,8 @@
 import { afterEach, expect, test } from 'vitest';
-import { metric } from '../failover/metric.js';
 import { connect } from '../support/client.js';
 import { eventually } from '../support/eventually.js';
 import { startGateway } from '../support/gateway.js';
+import { metric } from '../support/metric.js';
 import { startPostgres } from '../support/postgres.js';
 import { devToken } from '../support/tokens.js';
 import { inDatabase } from './log-table.js';

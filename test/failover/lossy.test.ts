@@ -7,9 +7,9 @@ import { BareWorker, play } from '../e2e/run-workers.js';
 import { connect, type TestClient } from '../support/client.js';
 import { eventually } from '../support/eventually.js';
 import { type GatewayProcess, startGateway } from '../support/gateway.js';
+import { metric } from '../support/metric.js';
 import { type Server, type Servers, startServers, wholePostgres } from '../support/postgres-pair.js';
 import { devToken } from '../support/tokens.js';
-import { metric } from './metric.js';
 
 const bin = wholePostgres();
 const ROOM = 'hall';

@@ -9,10 +9,10 @@ import { expectWholeLog, inDatabase } from '../e2e/log-table.js';
 import { connect } from '../support/client.js';
 import { eventually } from '../support/eventually.js';
 import { type GatewayProcess, startGateway } from '../support/gateway.js';
+import { metric } from '../support/metric.js';
 import { type Server, type Servers, startServers, wholePostgres } from '../support/postgres-pair.js';
 import { devToken } from '../support/tokens.js';
 import { tutti } from './cli.js';
-import { metric } from './metric.js';
 
 const bin = wholePostgres();
 const ROOM = 'hall';

@@ -7,10 +7,10 @@ import { sleep } from '../e2e/run-stage.js';
 import { connect, type TestClient } from '../support/client.js';
 import { eventually } from '../support/eventually.js';
 import { type GatewayProcess, startGateway } from '../support/gateway.js';
+import { metric } from '../support/metric.js';
 import { type Server, type Servers, startServers, wholePostgres } from '../support/postgres-pair.js';
 import { devToken } from '../support/tokens.js';
 import { tutti } from './cli.js';
-import { metric } from './metric.js';
 
 const bin = wholePostgres();
 const ROOM = 'hall';
