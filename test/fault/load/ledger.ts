@@ -34,6 +34,8 @@ export class Ledger {
   };
   /** Runs that were asked for and whose end no reader of this process has seen. */
   readonly openRuns = new Set<string>();
+  /** Runs of whoever asked whose end was seen: that of one may be seen before the answer that it was made. */
+  readonly #endedRuns = new Set<string>();
   readonly standstill = new Standstill(monotonic());
   readonly #history: History;
   readonly #heads = new Map<string, number>();
@@ -65,12 +67,14 @@ export class Ledger {
   /** A run was asked for and has an id. */
   asked(run: string, tenant: string, room: string): void {
     this.counts.asked++;
-    this.openRuns.add(run);
+    if (this.#endedRuns.has(run)) this.counts.runsEnded++;
+    else this.openRuns.add(run);
     this.write(['ask', monotonic(), run, tenant, room]);
   }
 
   /** Somebody was told the end of a run. */
   ended(run: string): void {
+    this.#endedRuns.add(run);
     if (this.openRuns.delete(run)) this.counts.runsEnded++;
   }
 
