@@ -3,7 +3,10 @@ import { chmodSync, chownSync, existsSync, mkdirSync, mkdtempSync, readFileSync,
 import { homedir, tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { afterEach, expect, test } from 'vitest';
+import { eventually } from '../support/eventually.js';
 import { type GatewayProcess, startGateway } from '../support/gateway.js';
+import { own } from '../support/owned.js';
+import { freePort } from '../support/ports.js';
 
 const root = resolve(import.meta.dirname, '../..');
 const gateways: GatewayProcess[] = [];
@@ -101,6 +104,44 @@ test('[START1] a second gateway on a data directory says who has it', async () =
   expect(second.logs()).toContain(`process ${first.pid}`);
   expect(second.logs()).toContain('TUTTI_DATA_DIR');
   expect(first.running()).toBe(true);
+}, 60_000);
+
+test('[START1] [DRN1] a SIGTERM to `npm start` ends the gateway and its Postgres, as one to the gateway does', async () => {
+  const place = folder();
+  const port = String(await freePort());
+  const { PATH = '', HOME = '' } = process.env;
+  const env = {
+    PATH,
+    HOME,
+    PORT: port,
+    HOST: '127.0.0.1',
+    TUTTI_DATA_DIR: join(place, '.tutti'),
+    TUTTI_DEMO_WORKER: 'false',
+  };
+  // Without its `prestart`, which would build beside the other tests.
+  let gateway: number | undefined;
+  const npm = own('npm', ['start', '--ignore-scripts'], { env, cwd: root });
+  try {
+    await eventually(
+      'it is ready',
+      () =>
+        fetch(`http://127.0.0.1:${port}/readyz`).then(
+          ({ ok }) => ok,
+          () => false,
+        ),
+      30_000,
+    );
+    const server = serverPid(place);
+    expect(server !== undefined && alive(server)).toBe(true);
+    gateway = Number(/\) \S (\d+) /.exec(readFileSync(`/proc/${server}/stat`, 'utf8'))?.[1]);
+    npm.signal('SIGTERM');
+    expect(await npm.exited, npm.output()).toBe(0);
+    expect(server !== undefined && alive(server)).toBe(false);
+    await expect(fetch(`http://127.0.0.1:${port}/healthz`)).rejects.toThrow();
+  } finally {
+    await npm.kill9();
+    if (gateway !== undefined && alive(gateway)) process.kill(gateway, 'SIGKILL');
+  }
 }, 60_000);
 
 test('[START1] a Postgres that dies is started again', async () => {
