@@ -91,8 +91,8 @@ export class Link implements EngineSocket {
   readonly held: Held = { count: 0, bytes: 0 };
   /** Bytes waiting when last looked at, or `Infinity` once a frame was dropped. */
   waiting = 0;
-  /** Bytes published on this gateway, to whomever, when last looked at. */
-  publishedThen = 0;
+  /** Bytes published on this gateway, to whomever, when last looked at; `undefined` before that. */
+  publishedThen: number | undefined;
   /** Cut by uWebSockets.js because too much waited. */
   slow = false;
   #data: LinkData | undefined;

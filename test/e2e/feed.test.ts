@@ -343,6 +343,7 @@ describe('two gateways with one Redis', () => {
       await fill(b, room, 20, 'x'.repeat(30_000));
       count += 20;
     }
+    await eventually('the slow reader is closed', async () => (await closes()) > 0);
     expect(await closes()).toBe(1);
     for (const one of [fast, near]) {
       await one.waitFor('event', ({ seq }) => seq === count);
