@@ -1,5 +1,4 @@
 import { eventFrame, type Frame } from '../protocol/frames.js';
-import type { Clock } from './clock.js';
 import { type RoomKey, roomOf, tenantOf } from './keys.js';
 import type { EventLog, Range, RoomHead } from './log.js';
 import type { Logger, Metrics } from './telemetry.js';
@@ -101,38 +100,5 @@ export class LogPages {
     while (this.#span > 1 && this.#span * mean > PAGE_BYTES) this.#span /= 2;
     if (cut) this.#span = Math.max(1, Math.min(this.#span, span / 2));
     else if (this.#span < SPAN_MAX && this.#span * mean * 4 <= PAGE_BYTES) this.#span *= 2;
-  }
-}
-
-const RETRY_FIRST_MS = 250;
-const RETRY_MAX_MS = 2000;
-/** For how long a reader is kept whose next page cannot be read, in ms. */
-const RETRY_FOR_MS = 30_000;
-
-/** How often and for how long a page that could not be read is asked for again. */
-export class ReadRetries {
-  readonly #clock: Clock;
-  #since: number | undefined;
-  #pauseMs = RETRY_FIRST_MS;
-
-  constructor(clock: Clock) {
-    this.#clock = clock;
-  }
-
-  /** The page could be read. */
-  reset(): void {
-    this.#since = undefined;
-    this.#pauseMs = RETRY_FIRST_MS;
-  }
-
-  /** @returns after the pause that is due `true`; `false` at once where it was tried for long enough. */
-  async next(): Promise<boolean> {
-    const now = this.#clock.monotonic();
-    this.#since ??= now;
-    if (now - this.#since >= RETRY_FOR_MS) return false;
-    const pauseMs = this.#pauseMs;
-    this.#pauseMs = Math.min(RETRY_MAX_MS, pauseMs * 2);
-    await new Promise<void>((resolve) => this.#clock.after(pauseMs, resolve));
-    return true;
   }
 }

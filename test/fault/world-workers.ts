@@ -1,7 +1,7 @@
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { shuffled } from '../support/random.js';
-import type { LoadOptions } from './load/config.js';
+import { type LoadOptions, NOBODY } from './load/config.js';
 import { type Load, type LoadStatus, startLoad } from './world-load.js';
 
 /** How long is waited for a run in hand, in ms. */
@@ -39,7 +39,7 @@ export async function startWorkerProcesses(
     const seed = share.seed + made++;
     const name = `work${made}`;
     const history = join(directory, `${name}.jsonl`);
-    running.push(await startLoad({ ...NOBODY, ...share, name, history, seed }));
+    running.push(await startLoad({ ...NOBODY, ratePerSecond: 0, writeAhead: true, ...share, name, history, seed }));
     histories.push(history);
   };
   const end = async () => {
@@ -73,16 +73,3 @@ export async function startWorkerProcesses(
     end,
   };
 }
-
-/** Everything that a load process does beside workers. */
-const NOBODY = {
-  writeAhead: true,
-  publishers: 0,
-  httpPublishers: 0,
-  readers: 0,
-  streamReaders: 0,
-  viewers: 0,
-  runStreams: 0,
-  ratePerSecond: 0,
-  runsPerSecond: 0,
-};

@@ -49,6 +49,20 @@ export interface LoadConfig {
   answerMs: number;
 }
 
+/** No clients at all, for a load that turns on what it needs. */
+export const NOBODY = {
+  publishers: 0,
+  httpPublishers: 0,
+  readers: 0,
+  streamReaders: 0,
+  viewers: 0,
+  runStreams: 0,
+  workers: 0,
+  httpWorkers: 0,
+  sdkWorkers: 0,
+  runsPerSecond: 0,
+};
+
 const DEFAULTS = {
   seed: 1,
   writeAhead: false,

@@ -8,7 +8,7 @@ import { eventually } from '../../support/eventually.js';
 import { type GatewayProcess, startGateway } from '../../support/gateway.js';
 import { type CheckOptions, checkHistory, type Verdict } from '../checker/check.js';
 import { type Entry, HistoryWriter, monotonic } from '../history.js';
-import { type LoadOptions, type LoadTenant, loadConfig } from '../load/config.js';
+import { type LoadOptions, type LoadTenant, loadConfig, NOBODY } from '../load/config.js';
 import { Load } from '../load/load.js';
 import { writeTables } from '../world-tables.js';
 import { makeTenants } from '../world-tenants.js';
@@ -21,20 +21,6 @@ export interface Planting {
   /** How long it goes on at least once all is under way, in ms: what has no answer is late only after 5 s. */
   lastsMs?: number;
 }
-
-/** All clients of a load off; a scenario turns on what it needs. */
-const NOBODY = {
-  publishers: 0,
-  httpPublishers: 0,
-  readers: 0,
-  streamReaders: 0,
-  viewers: 0,
-  runStreams: 0,
-  workers: 0,
-  httpWorkers: 0,
-  sdkWorkers: 0,
-  runsPerSecond: 0,
-};
 
 /** One scenario's processes, clients and history files. */
 export class Stage {
